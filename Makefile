@@ -1,0 +1,42 @@
+# Needs Python 3.11 and make; .venv is built on first use and again when pyproject.toml or constraints.txt change.
+#   make test ARGS="tests/config -k yaml"
+
+PYTHON ?= python3.11
+WORKERS ?= 2
+BIN := .venv/bin
+READY := .venv/.ready
+# Tests and ranks run side by side; more threads than cores make each of them slower.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: test check format bench demo wheel-test clean
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools wheel
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
+	touch $@
+
+test: $(READY) ## all tests
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+check: $(READY) ## style, types, the customs of the house
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_house.py
+
+format: $(READY) ## mend style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY) ## speed on this machine
+	$(BIN)/nest-fn bench $(ARGS)
+
+demo: $(READY) ## a tiny model trained on synthetic speech
+	$(BIN)/nest-fn demo $(ARGS)
+
+wheel-test: $(READY) ## the wheel, installed apart and imported beside a hostile layers.py
+	$(BIN)/python -m pytest -q tests/test_packaging.py
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,66 @@
+"""Convolutions over time ``[B, D, T]`` and over images ``[B, D, height, width]``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TypedDict, cast
+
+import torch.nn.functional as F
+from torch import nn
+
+from . import random
+from .initializers import torch_default
+from .module import call, template
+from .types import Key, Tensor
+
+
+class ConvParams(TypedDict, total=False):
+    """``weight [out, in / groups, *kernel]`` and, unless the layer has none, ``bias [out]``."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+class _Conv1d(nn.Conv1d):
+    """A template whose stride, padding and groups are arguments, so that one serves every convolution."""
+
+    def forward(self, x: Tensor, stride: int, padding: int, groups: int) -> Tensor:  # type: ignore[override]
+        return F.conv1d(x, self.weight, self.bias, stride, padding, 1, groups)
+
+
+class _Conv2d(nn.Conv2d):
+    def forward(self, x: Tensor, stride: int, padding: int, groups: int) -> Tensor:  # type: ignore[override]
+        return F.conv2d(x, self.weight, self.bias, stride, padding, 1, groups)
+
+
+_TEMPLATES = {
+    (3, True): template(_Conv1d(1, 1, 1)),
+    (3, False): template(_Conv1d(1, 1, 1, bias=False)),
+    (4, True): template(_Conv2d(1, 1, 1)),
+    (4, False): template(_Conv2d(1, 1, 1, bias=False)),
+}
+
+
+def init_conv(
+    key: Key, in_channels: int, out_channels: int, kernel: Sequence[int], groups: int = 1, bias: bool = True
+) -> ConvParams:
+    """torch.nn.ConvNd's default initial values; the kernel's rank (1 or 2) chooses the convolution."""
+    weight_key, bias_key = random.split(key, 2)
+    shape = (out_channels, in_channels // groups, *kernel)
+    fan_in = math.prod(shape[1:])
+    params: ConvParams = {"weight": torch_default(weight_key, shape, fan_in)}
+    if bias:
+        params["bias"] = torch_default(bias_key, (out_channels,), fan_in)
+    return params
+
+
+def conv(params: ConvParams, x: Tensor, stride: int = 1, padding: int = 0, groups: int = 1) -> Tensor:
+    """Convolve ``[B, in, *space]`` with ``weight [out, in / groups, *kernel]``. Raises ``ValueError`` on a misfit."""
+    weight = params["weight"]
+    if x.ndim != weight.ndim or x.shape[1] != weight.shape[1] * groups:
+        raise ValueError(
+            f"conv: x is {list(x.shape)}, weight {list(weight.shape)} with {groups} groups wants "
+            f"{weight.ndim} axes and {weight.shape[1] * groups} channels."
+        )
+    return cast(Tensor, call(_TEMPLATES[weight.ndim, "bias" in params], params, x, stride, padding, groups))  # type: ignore[arg-type]

@@ -1,0 +1,92 @@
+"""The Conformer's convolution module (arXiv 2005.08100, section 2.2; spec 4.6)."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+import torch
+import torch.nn.functional as F
+
+from . import random
+from .conv import ConvParams, conv, init_conv
+from .linear import LinearParams, init_linear, linear
+from .norm import (
+    BatchNormState,
+    NormParams,
+    batch_norm,
+    group_norm,
+    init_batch_norm_state,
+    init_norm,
+    instance_norm,
+    layer_norm,
+    scale_shift,
+)
+from .types import Key, Tensor
+
+
+class ConvModuleParams(TypedDict, total=False):
+    """1x1 convolutions are affine maps: ``pointwise1 [2D, D]``, ``pointwise2 [D, D]``. Instance norm has no ``norm``."""
+
+    pointwise1: LinearParams
+    depthwise: ConvParams
+    norm: NormParams
+    pointwise2: LinearParams
+
+
+class ConvModuleState(TypedDict, total=False):
+    """Running statistics, of batch norm only."""
+
+    norm: BatchNormState
+
+
+def init_conv_module(
+    key: Key, width: int, kernel: int, *, bias: bool = True, norm: str = "batch_norm"
+) -> tuple[ConvModuleParams, ConvModuleState]:
+    """torch.nn's defaults; ``norm`` as in ``conv_module``."""
+    first, depthwise, second = random.split(key, 3)
+    params: ConvModuleParams = {
+        "pointwise1": init_linear(first, width, 2 * width, bias),
+        "depthwise": init_conv(depthwise, width, width, (kernel,), groups=width, bias=bias),
+        "pointwise2": init_linear(second, width, width, bias),
+    }
+    if norm != "instance_norm":
+        params["norm"] = init_norm(width)
+    return params, {"norm": init_batch_norm_state(width)} if norm == "batch_norm" else {}
+
+
+def conv_module(
+    params: ConvModuleParams, state: ConvModuleState, x: Tensor, valid: Tensor, *, context: tuple[int, int],
+    norm: str = "batch_norm", masked_norm: bool = False, train: bool = False,
+) -> tuple[Tensor, ConvModuleState]:  # fmt: skip
+    """GLU, depthwise convolution over ``context = (left, right)`` frames, norm, SiLU: ``[B, T, D] -> [B, T, D]``.
+
+    ``norm``: batch_norm, layer_norm, instance_norm, fused_batch_norm (scale and shift alone) or group_normN.
+    ``masked_norm`` leaves padded frames out of batch norm's statistics; the reference counts them (spec Q27).
+    """
+    hidden = F.glu(linear(params["pointwise1"], x), dim=-1)
+    hidden = torch.where(valid[..., None], hidden, 0.0)
+    # [B, T, D] -> [B, D, T]: padding makes it contiguous, which the depthwise kernel needs to be fast.
+    hidden = F.pad(hidden.transpose(1, 2), context).contiguous()
+    hidden = conv(params["depthwise"], hidden, groups=hidden.shape[1])
+    hidden, state = _norm(params, state, hidden, valid if masked_norm else None, norm, train)
+    return linear(params["pointwise2"], F.silu(hidden).transpose(1, 2)), state
+
+
+def _norm(
+    params: ConvModuleParams, state: ConvModuleState, x: Tensor, valid: Tensor | None, norm: str, train: bool
+) -> tuple[Tensor, ConvModuleState]:
+    """The chosen norm over channels, ``[B, D, T] -> [B, D, T]``."""
+    if norm == "batch_norm":
+        y, statistics = batch_norm(params["norm"], state["norm"], x, valid, train=train)
+        return y, {"norm": statistics}
+    if norm == "layer_norm":
+        return layer_norm(params["norm"], x.transpose(1, 2)).transpose(1, 2), state
+    if norm == "instance_norm":
+        return instance_norm(x), state
+    if norm == "fused_batch_norm":
+        return scale_shift(params["norm"], x), state
+    if norm.startswith("group_norm"):
+        return group_norm(params["norm"], x, int(norm.removeprefix("group_norm"))), state
+    raise ValueError(
+        f"conv_module: no norm is called '{norm}'; use batch_norm, layer_norm, instance_norm, group_normN."
+    )

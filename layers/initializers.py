@@ -1,0 +1,42 @@
+"""Initial values from keys: ``(key, shape) -> Tensor``, float32, with PyTorch's own defaults."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from . import random
+from .types import Key, Tensor
+
+
+def fans(shape: Sequence[int]) -> tuple[int, int]:
+    """(fan in, fan out) of a weight ``[out, in, *kernel]``, as torch.nn.init counts them."""
+    if len(shape) < 2:
+        raise ValueError(f"fans: a weight has at least 2 axes, got {list(shape)}; biases take the fan of their weight")
+    receptive = math.prod(shape[2:])
+    return shape[1] * receptive, shape[0] * receptive
+
+
+def uniform(key: Key, shape: Sequence[int], bound: float) -> Tensor:
+    """Uniform in [-bound, bound)."""
+    return (random.uniform(key, shape) * 2.0 - 1.0) * bound
+
+
+def normal(key: Key, shape: Sequence[int], std: float = 1.0) -> Tensor:
+    """Normal with mean 0."""
+    return random.normal(key, shape) * std
+
+
+def torch_default(key: Key, shape: Sequence[int], fan_in: int) -> Tensor:
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): torch.nn's default for weight and bias of Linear and convolutions."""
+    return uniform(key, shape, 1.0 / math.sqrt(fan_in))
+
+
+def xavier_uniform(key: Key, shape: Sequence[int]) -> Tensor:
+    """Glorot and Bengio 2010: uniform with variance 2 / (fan in + fan out)."""
+    return uniform(key, shape, math.sqrt(6.0 / sum(fans(shape))))
+
+
+def xavier_normal(key: Key, shape: Sequence[int]) -> Tensor:
+    """Glorot and Bengio 2010: normal with variance 2 / (fan in + fan out)."""
+    return normal(key, shape, math.sqrt(2.0 / sum(fans(shape))))

@@ -1,0 +1,37 @@
+"""Lengths and masks: which frames of a padded batch are real. Never a host sync."""
+
+from __future__ import annotations
+
+import torch
+
+from .types import Tensor
+
+
+def valid_mask(lengths: Tensor, width: int) -> Tensor:
+    """True where a frame lies below its row's length: ``[B] -> bool [B, width]``."""
+    return torch.arange(width, device=lengths.device) < lengths[:, None]
+
+
+def check_lengths(what: str, x: Tensor, lengths: Tensor) -> None:
+    """Raise ``ValueError`` unless ``lengths`` is integer ``[B]`` for ``x [B, ...]``."""
+    if lengths.ndim != 1 or lengths.shape[0] != x.shape[0]:
+        raise ValueError(
+            f"{what}: x {list(x.shape)} has {x.shape[0]} rows, lengths are {list(lengths.shape)}; pass one length a row."
+        )
+    if lengths.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"{what}: lengths are {lengths.dtype}; pass integers (int64).")
+
+
+def strided(length: Tensor | int, kernel: int, stride: int, padding: int, ceil: bool = False) -> Tensor | int:
+    """Frames after a convolution or pooling; ``padding`` counts both sides together. Works on ints and tensors."""
+    numerator = length + (padding - kernel) + (stride - 1 if ceil else 0)
+    return (
+        numerator // stride + 1
+        if isinstance(numerator, int)
+        else torch.div(numerator, stride, rounding_mode="floor") + 1
+    )
+
+
+def zero_padding(x: Tensor, valid: Tensor) -> Tensor:
+    """``x [B, T, ...]`` with padded frames set to 0 (a NaN in padding is gone too)."""
+    return torch.where(valid.reshape(*valid.shape, *(1,) * (x.ndim - 2)), x, 0.0)

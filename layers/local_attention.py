@@ -1,0 +1,133 @@
+"""Sliding-window self-attention in time and memory linear in the length (Longformer, arXiv 2004.05150).
+
+Queries are cut into blocks of ``c = max(left, right)`` frames; each block sees itself and the blocks beside it, which
+hold every key of its windows. Global tokens, if any, are seen by all frames and see all frames.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from . import random
+from .attention import MASKED, AttentionParams, merge_heads, split_heads
+from .dropout import dropout
+from .lengths import zero_padding
+from .linear import linear
+from .types import Key, Tensor
+
+
+def local_attention(
+    params: AttentionParams, x: Tensor, positions: Tensor, valid: Tensor, *, heads: int, left: int, right: int,
+    aligned: bool = False, rate: float = 0.0, global_tokens: int = 0, global_spacing: int = 1, key: Key | None = None, train: bool = False,
+) -> Tensor:  # fmt: skip
+    """Frame i looks at valid frames i-left..i+right: ``[B, T, D] -> [B, T, D]``.
+
+    ``positions [left+right+1, D]`` run from ``left`` (key before query) down to ``-right``. With ``global_tokens``,
+    frames 0, spacing, 2 spacing, ... are also seen by every frame, by content alone (and then not a second time inside
+    the window), and themselves look at all valid frames.
+
+    Where left and right differ, the reference adds the position scores of the query's own frame and of frames after
+    it at the wrong end of the window; ``aligned`` puts them where they belong (docs/parity.md, Q47).
+    """
+    query = split_heads(linear(params["query"], x), heads)
+    keys = split_heads(linear(params["key"], x), heads)
+    values = split_heads(linear(params["value"], x), heads)
+    scale = 1.0 / math.sqrt(query.shape[-1])
+    relative = split_heads(linear(params["position"], positions), heads)
+    by_position = ((query + params["position_bias"][:, None]) * scale) @ relative.transpose(-1, -2)
+    window = _Window(x.shape[1], left, right, aligned)
+    scores = window.scores((query + params["content_bias"][:, None]) * scale, keys, by_position)
+    picks = _global_frames(x.shape[1], global_tokens, global_spacing)
+    seen = valid if not picks else valid & ~_is_global(valid, picks)
+    scores = torch.where(window.allowed(seen)[:, None], scores, MASKED)
+    local_key, global_key = (None, None) if key is None else random.split(key, 2).unbind(0)
+    if not picks:
+        weights = dropout(torch.softmax(scores, dim=-1), rate, key=local_key, train=train)
+        return linear(params["output"], zero_padding(merge_heads(window.mix(weights, values)), valid))
+    global_query, global_keys, global_values = _global_maps(params, x, query, keys, values, heads)
+    to_global = (window.blocks(query) * scale) @ global_keys[..., picks, :].transpose(-1, -2)[:, :, None]
+    to_global = torch.where(valid[:, None, None, None, picks], to_global, MASKED)
+    weights = torch.softmax(torch.cat((to_global, scores), dim=-1), dim=-1)
+    weights = dropout(weights, rate, key=local_key, train=train)
+    mixed = window.mix(weights[..., len(picks) :], values)
+    mixed = mixed + window.join(weights[..., : len(picks)] @ global_values[..., picks, :][:, :, None])
+    everything = (global_query[..., picks, :] * scale) @ global_keys.transpose(-1, -2)
+    everything = torch.softmax(torch.where(valid[:, None, None, :], everything, MASKED), dim=-1)
+    by_global = dropout(everything, rate, key=global_key, train=train) @ global_values
+    index = torch.tensor(picks, device=x.device)[None, None, :, None].expand_as(by_global)
+    return linear(params["output"], zero_padding(merge_heads(mixed.scatter(2, index, by_global)), valid))
+
+
+def _global_maps(
+    params: AttentionParams, x: Tensor, query: Tensor, keys: Tensor, values: Tensor, heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    if "global_query" not in params:
+        return query, keys, values
+    maps = (params["global_query"], params["global_key"], params["global_value"])
+    made = [split_heads(linear(one, x), heads) for one in maps]
+    return made[0], made[1], made[2]
+
+
+def _global_frames(frames: int, tokens: int, spacing: int) -> list[int]:
+    return list(range(0, min(frames, tokens * spacing), spacing))
+
+
+def _is_global(valid: Tensor, picks: list[int]) -> Tensor:
+    frame = torch.arange(valid.shape[1], device=valid.device)
+    return (frame[:, None] == torch.tensor(picks, device=valid.device)).any(dim=-1)
+
+
+class _Window:
+    """The block layout of one call: T queries in n blocks of c, each over 3 c keys. Holds sizes only."""
+
+    def __init__(self, frames: int, left: int, right: int, aligned: bool) -> None:
+        self.frames, self.left, self.right, self.aligned = frames, left, right, aligned
+        self.size = max(left, right)
+        self.fill = -frames % self.size
+
+    def blocks(self, x: Tensor) -> Tensor:
+        """``[B, H, T, d] -> [B, H, n, c, d]``, the last block filled with zeros."""
+        return F.pad(x, (0, 0, 0, self.fill)).unflatten(2, (-1, self.size))
+
+    def join(self, x: Tensor) -> Tensor:
+        """The inverse of ``blocks``."""
+        return x.flatten(2, 3)[:, :, : self.frames]
+
+    def around(self, x: Tensor) -> Tensor:
+        """The keys of each block: ``[B, H, T, d] -> [B, H, n, 3c, d]``."""
+        padded = F.pad(x, (0, 0, self.size, self.fill + self.size))
+        return padded.unfold(2, 3 * self.size, self.size).transpose(-1, -2)
+
+    def scores(self, query: Tensor, keys: Tensor, by_position: Tensor) -> Tensor:
+        """Content and position scores: ``[B, H, n, c, 3c]``."""
+        return self.blocks(query) @ self.around(keys).transpose(-1, -2) + self._skew(self.blocks(by_position))
+
+    def _skew(self, scores: Tensor) -> Tensor:
+        """By relative position ``[.., c, left+right+1]`` to by key ``[.., c, 3c]``: row a moves right by a.
+
+        Rows one longer than the target, read off in the target's length, do that without an index.
+        """
+        gap = scores.new_zeros(*scores.shape[:-1], 2 * self.size - self.left - self.right)
+        if self.aligned:
+            # The longer side needs no fill; the shorter one is filled at its far end.
+            parts = (gap, scores) if self.left < self.right else (scores, gap)
+        else:
+            parts = (scores[..., : self.left], gap, scores[..., self.left :])
+        wide = 3 * self.size
+        padded = F.pad(torch.cat(parts, dim=-1), (0, wide + 1 - (2 * self.size + 1)))
+        return padded.flatten(-2)[..., : self.size * wide].unflatten(-1, (self.size, wide))
+
+    def allowed(self, seen: Tensor) -> Tensor:
+        """Keys inside the window, inside the clip and seen: bool ``[B, T] -> [B, n, c, 3c]``."""
+        padded = F.pad(seen, (self.size, self.fill + self.size))
+        near = padded.unfold(1, 3 * self.size, self.size)[:, :, None, :]
+        query = torch.arange(self.size, device=seen.device)[:, None] + self.size
+        distance = query - torch.arange(3 * self.size, device=seen.device)
+        return near & (distance <= self.left) & (distance >= -self.right)
+
+    def mix(self, weights: Tensor, values: Tensor) -> Tensor:
+        """Weighted sums of values: ``[B, H, n, c, 3c] -> [B, H, T, d]``."""
+        return self.join(weights @ self.around(values))

@@ -1,0 +1,124 @@
+"""Normalisation. Batch norm is the one leaf with a memory: it returns its new statistics."""
+
+from __future__ import annotations
+
+from typing import TypedDict, cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .module import call, template
+from .types import Tensor
+
+EPS = 1e-5
+MOMENTUM = 0.1
+
+
+class NormParams(TypedDict):
+    """Scale ``weight [D]`` and shift ``bias [D]``."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+class BatchNormState(TypedDict):
+    """``running_mean [D]``, ``running_var [D]`` and the int64 count ``num_batches_tracked``."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+
+class _LayerNorm(nn.LayerNorm):
+    """A template that takes its width from its weight, so that one serves every width."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, EPS)
+
+
+class _GroupNorm(nn.GroupNorm):
+    def forward(self, x: Tensor, groups: int) -> Tensor:  # type: ignore[override]
+        return F.group_norm(x, groups, self.weight, self.bias, EPS)
+
+
+_LAYER_NORM = template(_LayerNorm(1))
+_GROUP_NORM = template(_GroupNorm(1, 1))
+
+
+def init_norm(width: int) -> NormParams:
+    """Scale 1 and shift 0, for every norm of this file."""
+    return {"weight": torch.ones(width), "bias": torch.zeros(width)}
+
+
+def init_batch_norm_state(width: int) -> BatchNormState:
+    """Mean 0, variance 1, nothing tracked yet."""
+    return {
+        "running_mean": torch.zeros(width),
+        "running_var": torch.ones(width),
+        "num_batches_tracked": torch.zeros((), dtype=torch.int64),
+    }
+
+
+def layer_norm(params: NormParams, x: Tensor) -> Tensor:
+    """Normalise the last axis: ``[..., D] -> [..., D]``."""
+    if x.shape[-1] != params["weight"].shape[-1]:
+        raise ValueError(f"layer_norm: x ends in {x.shape[-1]} features, weight wants {params['weight'].shape[-1]}.")
+    return cast(Tensor, call(_LAYER_NORM, params, x))  # type: ignore[arg-type]
+
+
+def group_norm(params: NormParams, x: Tensor, groups: int) -> Tensor:
+    """Normalise groups of channels over space: ``[B, D, ...] -> [B, D, ...]``."""
+    return cast(Tensor, call(_GROUP_NORM, params, x, groups))  # type: ignore[arg-type]
+
+
+def instance_norm(x: Tensor) -> Tensor:
+    """Normalise each channel of each row over time, no parameters: ``[B, D, T] -> [B, D, T]``."""
+    variance, mean = torch.var_mean(x, dim=-1, correction=0, keepdim=True)
+    return (x - mean) * torch.rsqrt(variance + EPS)
+
+
+def batch_norm(
+    params: NormParams, state: BatchNormState, x: Tensor, valid: Tensor | None = None, *, train: bool = False
+) -> tuple[Tensor, BatchNormState]:
+    """Batch norm over ``[B, D, T]``; in training by the batch's statistics, and the running ones move by 0.1.
+
+    ``valid`` (bool ``[B, T]``) leaves padded frames out of the statistics; without it they count, as in the reference
+    (spec Q27). The output and the new state are returned, the given state is not written to.
+    """
+    if not train:
+        mean, variance = state["running_mean"], state["running_var"]
+        return F.batch_norm(x, mean, variance, params["weight"], params["bias"], eps=EPS), state
+    if valid is None:
+        # Statistics of the kernel itself would need a second pass; its running mean with momentum 1 is the batch mean.
+        mean, variance, count = _statistics(x)
+        y = F.batch_norm(x, None, None, params["weight"], params["bias"], training=True, eps=EPS)
+    else:
+        mean, variance, count = _masked_statistics(x, valid)
+        scale = params["weight"] * torch.rsqrt(variance + EPS)
+        y = x * scale[:, None] + (params["bias"] - mean * scale)[:, None]
+    unbiased = variance.detach() * (count / (count - 1).clamp(min=1))
+    new: BatchNormState = {
+        "running_mean": torch.lerp(state["running_mean"], mean.detach().to(state["running_mean"].dtype), MOMENTUM),
+        "running_var": torch.lerp(state["running_var"], unbiased.to(state["running_var"].dtype), MOMENTUM),
+        "num_batches_tracked": state["num_batches_tracked"] + 1,
+    }
+    return y, new
+
+
+def _statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    variance, mean = torch.var_mean(x.detach(), dim=(0, 2), correction=0)
+    return mean, variance, torch.full((), x.shape[0] * x.shape[2], dtype=x.dtype, device=x.device)
+
+
+def _masked_statistics(x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    weight = valid.to(x.dtype)[:, None, :]
+    count = weight.sum()
+    mean = (x * weight).sum(dim=(0, 2)) / count.clamp(min=1)
+    variance = ((x - mean[:, None]).square() * weight).sum(dim=(0, 2)) / count.clamp(min=1)
+    return mean, variance, count
+
+
+def scale_shift(params: NormParams, x: Tensor) -> Tensor:
+    """What is left of a batch norm whose statistics were folded in: ``[B, D, T] -> [B, D, T]``."""
+    return x * params["weight"][:, None] + params["bias"][:, None]

@@ -1,0 +1,157 @@
+"""The only source of bits: Philox4x32-10 in int64 tensor arithmetic, from keys that are values.
+
+A key is int64 ``[..., 2]`` holding ``(seed, offset)``, both 64-bit patterns. Counter block ``i`` of a key is
+``philox(counter=(lo, hi of offset + i, 0, 0), key=(lo, hi of seed))``, four 32-bit words. From these words:
+
+* ``fold_in(key, i)``: block ``i`` read as a new key, seed ``w0 | w1 << 32``, offset ``w2 | w3 << 32``;
+* ``split(key, n)[i] = fold_in(key, i)``;
+* ``uniform``: element ``4 c + j`` is the low 24 bits of word ``j`` of block ``c``, times 2^-24;
+* 16-bit decisions: of ``n`` blocks, plane ``j`` (``j < 8``) holds half-word ``j`` of each block, low halves first.
+
+So the same key must not be used twice: ``split`` reads the words that ``uniform`` would draw from. The bits are equal
+eager, compiled, under ``vmap``, on CPU and GPU; golden vectors in ``tests/layers/test_random.py`` freeze this page.
+Philox: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from .types import Key, Tensor
+
+_M = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+_CHUNK = 1 << 15  # counters at a time in eager mode: all of a round's words stay in cache
+
+
+def key(seed: int, device: torch.device | str | None = None) -> Key:
+    """The root key of a run: int64 ``[2]`` for any Python int ``seed`` of at most 64 bits."""
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise TypeError(f"key: seed must be an int, got {type(seed).__name__}; pass e.g. key(0)")
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"key: seed {seed} does not fit 64 bits; take it modulo 2**64")
+    return torch.tensor([seed - 2**64 if seed >= 2**63 else seed, 0], dtype=torch.int64, device=device)
+
+
+def check_key(key: object, name: str = "key") -> None:
+    """Raise unless ``key`` is int64 ``[..., 2]``."""
+    if not isinstance(key, Tensor):
+        raise TypeError(f"{name}: want int64 [..., 2] made by key(seed), got {type(key).__name__}")
+    if key.dtype != torch.int64 or key.ndim < 1 or key.shape[-1] != 2:
+        raise ValueError(f"{name}: want int64 [..., 2] made by key(seed), got {key.dtype} {list(key.shape)}")
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor | int, Tensor | int], seed: Tensor) -> tuple[Tensor, ...]:
+    """Ten rounds of Philox4x32 on four words below 2^32 (int64); ``seed`` int64 is the 64-bit key. Four such words."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = seed & _M, (seed >> 32) & _M
+    for _ in range(_ROUNDS):
+        # A product of two 32-bit words wraps in int64, which keeps all its 64 bits; only c0 and c2 must be masked
+        # before the next multiplication.
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = ((p1 >> 32) ^ (c1 ^ k0)) & _M, p1, ((p0 >> 32) ^ (c3 ^ k1)) & _M, p0
+        k0, k1 = (k0 + _WEYL[0]) & _M, (k1 + _WEYL[1]) & _M
+    return c0, c1 & _M, c2, c3 & _M  # type: ignore[union-attr]
+
+
+def _words(key: Key, blocks: Tensor) -> tuple[Tensor, ...]:
+    """Words of the given counter blocks: key ``[..., 2]``, blocks ``[n]`` -> four of int64 ``[..., n]``."""
+    position = key[..., 1:] + blocks
+    return philox((position & _M, (position >> 32) & _M, 0, 0), key[..., :1])
+
+
+def fold_in(key: Key, data: int | Tensor) -> Key:
+    """A new key for the number ``data`` (a name, a step, a row): ``[..., 2]``, broadcast with an int64 tensor's shape."""
+    check_key(key)
+    number = torch.as_tensor(data, dtype=torch.int64, device=key.device)
+    w0, w1, w2, w3 = _words(key, number.unsqueeze(-1))
+    return torch.cat((w0 | (w1 << 32), w2 | (w3 << 32)), dim=-1)
+
+
+def split(key: Key, n: int) -> Key:
+    """``n`` new keys: ``[..., 2] -> [n, ..., 2]``; the old one must not be used again."""
+    check_key(key)
+    w0, w1, w2, w3 = _words(key, torch.arange(n, device=key.device))
+    return torch.stack((w0 | (w1 << 32), w2 | (w3 << 32)), dim=-1).movedim(-2, 0)
+
+
+def _per_key(key: Key, shape: Sequence[int]) -> tuple[int, ...]:
+    """The part of ``shape`` that each key draws for itself; the key's leading axes are the shape's."""
+    lead = key.shape[:-1]
+    if tuple(shape[: len(lead)]) != tuple(lead):
+        raise ValueError(
+            f"random: keys {list(key.shape)} want a shape that begins with {list(lead)}, got {list(shape)}"
+        )
+    return tuple(shape[len(lead) :])
+
+
+def _blocks(key: Key, n: int) -> list[tuple[Tensor, ...]]:
+    """The words of blocks ``0..n-1``, in pieces small enough for the cache when eager, whole when compiled."""
+    counters = torch.arange(n, device=key.device)
+    if torch.compiler.is_compiling() or key.device.type != "cpu":
+        return [_words(key, counters)]
+    rows = max(1, math.prod(key.shape[:-1]))
+    return [_words(key, piece) for piece in counters.split(max(1, _CHUNK // rows))]
+
+
+def bits(key: Key, shape: Sequence[int]) -> Tensor:
+    """32 random bits an element, int64 in [0, 2^32). Keys ``[..., 2]`` draw ``shape``, which begins with their axes."""
+    check_key(key)
+    wanted = _per_key(key, shape)
+    n = math.prod(wanted)
+    pieces = _blocks(key, -(-n // 4))
+    words = torch.cat([torch.stack(piece, dim=-1).flatten(-2) for piece in pieces], dim=-1)
+    return words[..., :n].reshape(shape)
+
+
+def uniform(key: Key, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Uniform in [0, 1), multiples of 2^-24."""
+    return (bits(key, shape) & 0xFFFFFF).to(dtype) * 2.0**-24
+
+
+def normal(key: Key, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Standard normal by Box-Muller; exact to the last bits of the device's log, sin and cos."""
+    check_key(key)
+    wanted = _per_key(key, shape)
+    n = math.prod(wanted)
+    half = -(-n // 2)
+    u = bits(key, (*key.shape[:-1], 2 * half)).to(torch.float64).unflatten(-1, (half, 2))
+    radius = torch.sqrt(-2.0 * torch.log((u[..., 0] + 0.5) * 2.0**-32))
+    angle = u[..., 1] * (2.0 * math.pi * 2.0**-32)
+    pairs = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1).flatten(-2)
+    return pairs[..., :n].reshape(shape).to(dtype)
+
+
+def keep(key: Key, rate: float, shape: Sequence[int]) -> Tensor:
+    """Bernoulli decisions for dropout: bool, True with probability ``1 - rate`` to 16 bits."""
+    check_key(key)
+    wanted = _per_key(key, shape)
+    n = math.prod(wanted)
+    threshold = round(rate * 65536)
+    high = threshold << 16
+    planes = []
+    for words in _blocks(key, -(-n // 8)):
+        low = [(word & 0xFFFF) >= threshold for word in words]
+        planes.append(torch.stack([*low, *(word >= high for word in words)], dim=-2))
+    return torch.cat(planes, dim=-1).flatten(-2)[..., :n].reshape(shape)
+
+
+def bernoulli(key: Key, probability: float | Tensor, shape: Sequence[int]) -> Tensor:
+    """True with the given probability (a number or a tensor that broadcasts to ``shape``), to 24 bits."""
+    return uniform(key, shape) < probability
+
+
+def randint(key: Key, low: int | Tensor, high: int | Tensor, shape: Sequence[int]) -> Tensor:
+    """Integers in ``[low, high)``, int64; the bias is below (high - low) / 2^32. Bounds may be tensors."""
+    return low + ((bits(key, shape) * (high - low)) >> 32)
+
+
+def permutation(key: Key, n: int) -> Tensor:
+    """A random order of ``0..n-1``: int64 ``[..., n]``. Two draws tie with probability n^2 / 2^63, then in order."""
+    words = bits(key, (*key.shape[:-1], 2 * n)).unflatten(-1, (n, 2))
+    return torch.argsort((words[..., 0] << 31) | (words[..., 1] >> 1), dim=-1, stable=True)

@@ -1,0 +1,159 @@
+"""From frames of 10 ms to encoder frames: the front of a FastConformer (arXiv 2305.05084; spec 4.3)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+
+from . import random
+from .conv import conv, init_conv
+from .lengths import strided, valid_mask
+from .linear import init_linear, linear
+from .norm import init_norm, layer_norm
+from .types import Key, Params, Tensor
+
+
+class SubsamplingSpec(NamedTuple):
+    """The shape of a subsampling; ``kind`` None is one affine map."""
+
+    kind: str | None  # dw_striding, striding, vggnet, stacking, stacking_norm, None
+    factor: int
+    features: int  # M
+    width: int  # D
+    channels: int
+    causal: bool = False
+    masked: bool = True  # False: padding leaks through the biases, as in the reference up to 2.4
+
+    @property
+    def stages(self) -> int:
+        """Halvings."""
+        return self.factor.bit_length() - 1
+
+    @property
+    def padding(self) -> tuple[int, int]:
+        """Zeros before and after, in time and in frequency, of each strided 3x3 convolution."""
+        return (2, 1) if self.causal else (1, 1)
+
+
+CONVOLUTIONAL = ("dw_striding", "striding", "vggnet")
+STACKING = ("stacking", "stacking_norm")
+
+
+def check_subsampling(spec: SubsamplingSpec) -> None:
+    """Raise ``ValueError`` for an unknown kind or a factor that it cannot reach."""
+    if spec.kind is not None and spec.kind not in CONVOLUTIONAL + STACKING:
+        known = ", ".join(CONVOLUTIONAL + STACKING)
+        raise ValueError(f"subsampling: no kind is called '{spec.kind}'; use one of {known}, or None.")
+    if spec.kind in CONVOLUTIONAL and (spec.factor < 2 or spec.factor & (spec.factor - 1)):
+        raise ValueError(f"subsampling: {spec.kind} halves, so factor {spec.factor} must be 2, 4, 8, 16, ...")
+    if spec.kind in STACKING and spec.factor < 2:
+        raise ValueError(f"subsampling: {spec.kind} with factor {spec.factor} stacks nothing; use at least 2, or None.")
+
+
+def subsampled_length(length: Tensor | int, spec: SubsamplingSpec, frames: int) -> Tensor | int:
+    """Encoder frames of an utterance of ``length`` frames in a batch ``frames`` wide; ints or tensors."""
+    if spec.kind is None:
+        return length
+    if spec.kind in STACKING:
+        # The batch's padding counts, so that a short row may be one frame shorter than alone (spec Q26).
+        return (length + -frames % spec.factor) // spec.factor
+    for _ in range(spec.stages):
+        length = strided(length, *_geometry(spec))
+    return length
+
+
+def _geometry(spec: SubsamplingSpec) -> tuple[int, int, int]:
+    """(kernel, stride, padding of both sides) of the strided layer of a stage."""
+    return (2, 2, 0) if spec.kind == "vggnet" else (3, 2, sum(spec.padding))
+
+
+def init_subsampling(key: Key, spec: SubsamplingSpec) -> Params:
+    """torch.nn's defaults. Convolutional kinds: ``stages`` and ``out``; stacking: ``out`` (and ``norm``)."""
+    check_subsampling(spec)
+    out_key, *keys = random.split(key, 1 + max(spec.stages, 0))
+    if spec.kind not in CONVOLUTIONAL:
+        stack = spec.factor if spec.kind in STACKING else 1
+        params: Params = {"out": init_linear(out_key, spec.features * stack, spec.width)}
+        if spec.kind == "stacking_norm":
+            params["norm"] = init_norm(spec.features)
+        return params
+    bins = spec.features
+    for _ in range(spec.stages):
+        bins = cast(int, strided(bins, *_geometry(spec), ceil=spec.kind == "vggnet"))
+    stages = [_init_stage(stage_key, spec, index == 0) for index, stage_key in enumerate(keys)]
+    return {"stages": stages, "out": init_linear(out_key, spec.channels * bins, spec.width)}
+
+
+def _init_stage(key: Key, spec: SubsamplingSpec, first: bool) -> Params:
+    """One halving. A depthwise stage is ``depthwise`` and ``pointwise``, but the first has one input channel."""
+    one, two = random.split(key, 2)
+    channels, inputs = spec.channels, 1 if first else spec.channels
+    if spec.kind == "vggnet":
+        return {"conv1": init_conv(one, inputs, channels, (3, 3)), "conv2": init_conv(two, channels, channels, (3, 3))}
+    if spec.kind == "striding" or first:
+        return {"conv": init_conv(one, inputs, channels, (3, 3))}
+    return {
+        "depthwise": init_conv(one, channels, channels, (3, 3), groups=channels),
+        "pointwise": init_linear(two, channels, channels),
+    }
+
+
+def subsample(params: Params, x: Tensor, lengths: Tensor, spec: SubsamplingSpec) -> tuple[Tensor, Tensor]:
+    """Features ``[B, F, M]`` and lengths in frames -> ``[B, T, D]`` and lengths in encoder frames."""
+    if x.ndim != 3 or x.shape[-1] != spec.features:
+        raise ValueError(f"subsample: x is {list(x.shape)}, want [B, F, {spec.features}].")
+    new_lengths = cast(Tensor, subsampled_length(lengths, spec, x.shape[1]))
+    if spec.kind is None:
+        return linear(params["out"], x), lengths
+    if spec.kind in STACKING:
+        x = F.pad(x, (0, 0, 0, -x.shape[1] % spec.factor))
+        if spec.kind == "stacking_norm":
+            x = layer_norm(params["norm"], x)
+        return linear(params["out"], x.unflatten(1, (-1, spec.factor)).flatten(2)), new_lengths
+    # [B, F, M] -> [B, 1, F, M]: time is height, frequency is width.
+    x = x[:, None]
+    for stage in params["stages"]:
+        x, lengths = _stage(stage, x, lengths, spec)
+    x = _mask(x, lengths, spec)
+    # [B, C, T, M'] -> [B, T, C M']: channel-major, as the reference's weights want it.
+    return linear(params["out"], x.transpose(1, 2).flatten(2)), new_lengths
+
+
+def _mask(x: Tensor, lengths: Tensor, spec: SubsamplingSpec) -> Tensor:
+    """Zero what lies beyond the lengths, in time, of ``[B, C, T, M]``.
+
+    The reference masks before every layer; once before each layer that looks sideways is the same, as ReLU and 1x1
+    convolutions do not carry padding into valid frames.
+    """
+    if not spec.masked:
+        return x
+    return torch.where(valid_mask(lengths, x.shape[2])[:, None, :, None], x, 0.0)
+
+
+def _stage(stage: Params, x: Tensor, lengths: Tensor, spec: SubsamplingSpec) -> tuple[Tensor, Tensor]:
+    x = _mask(x, lengths, spec)
+    if spec.kind == "vggnet":
+        x = _mask(F.relu(conv(stage["conv1"], x, padding=1)), lengths, spec)
+        x = _mask(F.relu(conv(stage["conv2"], x, padding=1)), lengths, spec)
+        # Pooling rounds the tensor up but the lengths down, as the reference does.
+        x = F.max_pool2d(x, 2, ceil_mode=True)
+    elif "conv" in stage:
+        x = F.relu(_strided_conv(stage["conv"], x, spec, groups=1))
+    else:
+        x = _strided_conv(stage["depthwise"], x, spec, groups=spec.channels)
+        # A 1x1 convolution is an affine map over channels, which lie last in memory here.
+        x = F.relu(linear(stage["pointwise"], x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+    return x, cast(Tensor, strided(lengths, *_geometry(spec)))
+
+
+def _strided_conv(params: Any, x: Tensor, spec: SubsamplingSpec, groups: int) -> Tensor:
+    """3x3, stride 2; channels last in memory, which is about twice as fast on CPU and what GPUs want."""
+    before, after = spec.padding
+    padding = before
+    if before != after:
+        x, padding = F.pad(x, (before, after, before, after)), 0
+    # The same as contiguous(memory_format=channels_last), which vmap does not know.
+    x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    return conv(params, x, stride=2, padding=padding, groups=groups)

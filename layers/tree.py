@@ -1,0 +1,95 @@
+"""Nested dicts and lists of tensors: map, flatten to dotted paths and back, compare with a readable error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .types import Tensor
+
+
+def tree_map(f: Callable[..., Any], tree: Any, *others: Any) -> Any:
+    """Apply ``f`` to the leaves of one or several trees of the same structure; a tree of the results."""
+    if isinstance(tree, Mapping):
+        return {name: tree_map(f, child, *(other[name] for other in others)) for name, child in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [tree_map(f, *children) for children in zip(tree, *others, strict=True)]
+    return f(tree, *others)
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaves by dotted path: ``{"a": [{"w": x}]} -> {"a.0.w": x}``, in the tree's order. Empty branches vanish."""
+    if isinstance(tree, Mapping):
+        items = [(str(name), child) for name, child in tree.items()]
+    elif isinstance(tree, (list, tuple)):
+        items = [(str(index), child) for index, child in enumerate(tree)]
+    else:
+        return {prefix: tree}
+    leaves: dict[str, Any] = {}
+    for name, child in items:
+        leaves.update(flatten(child, f"{prefix}.{name}" if prefix else name))
+    return leaves
+
+
+def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of ``flatten``: names that are all numbers 0..n-1 make a list."""
+    root: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, last = path.split(".")
+        node = root
+        for name in parents:
+            node = node.setdefault(name, {})
+            if not isinstance(node, dict):
+                raise ValueError(f"unflatten: '{path}' passes through a leaf; paths must not be each other's beginning")
+        if last in node:
+            raise ValueError(
+                f"unflatten: '{path}' is both a leaf and a branch; paths must not be each other's beginning"
+            )
+        node[last] = leaf
+    made = _lists(root)
+    return made if isinstance(made, dict) else {str(index): child for index, child in enumerate(made)}
+
+
+def _lists(node: Any) -> Any:
+    if not isinstance(node, dict):
+        return node
+    children = {name: _lists(child) for name, child in node.items()}
+    if children and all(name.isdecimal() for name in children):
+        order = sorted(children, key=int)
+        if order == [str(index) for index in range(len(order))]:
+            return [children[name] for name in order]
+    return children
+
+
+def check_same(what: str, given: Any, wanted: Any) -> None:
+    """Raise ``ValueError`` naming the first path at which two trees differ in structure, shape or dtype."""
+    have, want = flatten(given), flatten(wanted)
+    for path, leaf in want.items():
+        if path not in have:
+            raise ValueError(f"{what}: '{path}' is missing; it should be {_describe(leaf)}")
+        if isinstance(leaf, Tensor) and (have[path].shape != leaf.shape or have[path].dtype != leaf.dtype):
+            raise ValueError(f"{what}: '{path}' is {_describe(have[path])}, it should be {_describe(leaf)}")
+    extra = [path for path in have if path not in want]
+    if extra:
+        raise ValueError(
+            f"{what}: '{extra[0]}' is not wanted here ({len(extra)} such); is this tree of another config?"
+        )
+
+
+def _describe(leaf: Any) -> str:
+    return f"{str(leaf.dtype).removeprefix('torch.')} {list(leaf.shape)}" if isinstance(leaf, Tensor) else repr(leaf)
+
+
+def count(tree: Any) -> int:
+    """Elements in all tensors of a tree."""
+    return sum(leaf.numel() for leaf in flatten(tree).values())
+
+
+def fill(tree: Any, leaves: Mapping[str, Any], prefix: str = "") -> Any:
+    """The tree's structure, empty branches too, with the leaves of the same dotted paths in place of its own."""
+    at = f"{prefix}." if prefix else ""
+    if isinstance(tree, Mapping):
+        return {name: fill(child, leaves, f"{at}{name}") for name, child in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [fill(child, leaves, f"{at}{index}") for index, child in enumerate(tree)]
+    return leaves[prefix]

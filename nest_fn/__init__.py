@@ -1,0 +1,41 @@
+"""NEST, self-supervised pre-training of speech encoders, as pure functions with explicit params, state and keys.
+
+    from nest_fn import Config, key, init, loss
+
+    cfg = Config.from_yaml("configs/nest_large.yaml")
+    params, state = init(key(0), cfg)
+    value, (metrics, state) = loss(params, state, batch, cfg, key=key(1))
+
+Start reading at ``nest_fn/model.py``. The paper: "NEST: Self-supervised Fast Conformer as All-purpose Seasoning to
+Speech Processing Tasks", arXiv 2408.13106.
+"""
+
+from __future__ import annotations
+
+from nest_fn.layers.random import fold_in, key, split
+
+from . import nemo
+from .config import Config, ConfigError
+from .features import log_mel
+from .model import Batch, Output, abstract, encode, forward, init, loss, loss_sum, quantize
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Batch",
+    "Config",
+    "ConfigError",
+    "Output",
+    "abstract",
+    "encode",
+    "fold_in",
+    "forward",
+    "init",
+    "key",
+    "log_mel",
+    "loss",
+    "loss_sum",
+    "nemo",
+    "quantize",
+    "split",
+]

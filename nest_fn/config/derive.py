@@ -1,0 +1,106 @@
+"""Values that follow from others: filled in where a section leaves them open, compared where it gives them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import Config
+
+Derived = dict[tuple[str, str], Any]
+
+
+def frames_in_token(config: Config) -> int:
+    """Frames of 10 ms in one token: the factor of all subsampling in the encoder."""
+    return encoder_frames_in_token(config) * subsampling_factor(config)
+
+
+def subsampling_factor(config: Config) -> int:
+    """Frames of 10 ms in one frame after subsampling; 1 where subsampling is one linear map."""
+    return config.encoder.subsampling_factor if config.encoder.subsampling else 1
+
+
+def encoder_frames_in_token(config: Config) -> int:
+    """Frames after subsampling in one frame of the encoder's output."""
+    return config.encoder.reduction_factor if config.encoder.reduction else 1
+
+
+def input_width(config: Config) -> int:
+    """Features in one frame that enters the encoder."""
+    return config.preprocessor.features * config.preprocessor.frame_splicing
+
+
+def derived(config: Config) -> Derived:
+    """What the sections must hold, by (section, field): widths, classes, frames a token (spec 3.3 for post_conv)."""
+    encoder, post_conv = config.encoder, config.mask_position == "post_conv"
+    masked_width = encoder.d_model if post_conv else input_width(config)
+    frames = encoder_frames_in_token(config) if post_conv else frames_in_token(config)
+    shared = {"num_classes": config.num_classes, "squeeze_single": config.squeeze_single}
+    sections: dict[str, dict[str, Any]] = {
+        "preprocessor": {"sample_rate": config.sample_rate, "compat": config.compat},
+        "masking": {"feat_in": masked_width},
+        "quantizer": {
+            **shared,
+            "code_dim": config.code_dim,
+            "num_books": config.num_books,
+            "combine_time_steps": frames,
+            "feat_in": masked_width,
+        },
+        "encoder": {"feat_in": input_width(config), "compat": config.compat},
+        "decoder": {
+            **shared,
+            "num_decoders": config.num_books,
+            "feat_in": encoder.feat_out if encoder.feat_out > 0 else encoder.d_model,
+        },
+        "loss": {
+            "combine_time_steps": frames,
+            "num_decoders": config.num_books,
+            "squeeze_single": config.squeeze_single,
+        },
+    }
+    return {(name, field): value for name, fields in sections.items() for field, value in fields.items()}
+
+
+def fill(config: Config) -> dict[str, Any]:
+    """The sections with their open fields filled, by name."""
+    values: dict[str, dict[str, Any]] = {}
+    for (name, field), value in derived(config).items():
+        given = getattr(getattr(config, name), field)
+        if given is None or _gives_way(config, name, field, given):
+            values.setdefault(name, {})[field] = value
+    encoder = values.setdefault("encoder", {})
+    if config.encoder.subsampling_conv_channels == -1:
+        encoder["subsampling_conv_channels"] = config.encoder.d_model
+    if not config.encoder.subsampling or config.encoder.subsampling_factor == 1:
+        encoder |= {"subsampling": None, "subsampling_factor": 1}
+    filled = {name: replace(getattr(config, name), **fields) for name, fields in values.items()}
+    sched = config.optim.sched
+    if sched is not None:
+        d_model = config.encoder.d_model if sched.d_model is None else sched.d_model
+        max_steps = config.trainer.max_steps if sched.max_steps is None else sched.max_steps
+        filled["optim"] = replace(config.optim, sched=replace(sched, d_model=d_model, max_steps=max_steps))
+    return filled
+
+
+def _gives_way(config: Config, name: str, field: str, given: Any) -> bool:
+    """Whether a given value is replaced: ``compat`` by the whole's, and pre_conv's widths by post_conv's (Q20)."""
+    if field == "compat":
+        return config.compat == "legacy"
+    if config.mask_position != "post_conv" or name not in ("masking", "quantizer", "loss"):
+        return False
+    before = {"feat_in": input_width(config), "combine_time_steps": frames_in_token(config)}
+    return field in before and bool(given == before[field])
+
+
+def strip(config: Config, plain: dict[str, Any]) -> dict[str, Any]:
+    """The plain mapping with derived fields open (``None``) again, so that overrides on top of it stay consistent."""
+    for name, field in derived(config):
+        plain[name][field] = None
+    sched, filled = config.optim.sched, plain["optim"]["sched"]
+    if sched is not None:
+        if sched.d_model == config.encoder.d_model:
+            filled["d_model"] = None
+        if sched.max_steps == config.trainer.max_steps:
+            filled["max_steps"] = None
+    return plain

@@ -1,0 +1,112 @@
+"""Settings of a training run: data, augmentation, optimiser, schedule, trainer. The core never reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Noise and other speakers mixed into the input (spec 7.5). Ratios are dB of audio over noise."""
+
+    prob: float = 0.5  # share of utterances that are augmented
+    noise_ratio: float = 0.5  # share of those that get noise; the rest get other speakers of the batch
+    min_r_speech: float = -5.0  # dB
+    max_r_speech: float = 5.0
+    min_r_noise: float = -5.0
+    max_r_noise: float = 20.0
+    min_mix_rate: float = 0.5  # share of the utterance that is covered
+    max_mix_rate: float = 0.5
+    min_num_segments: int = 1
+    max_num_segments: int = 1
+    min_num_speakers: int = 1
+    max_num_speakers: int = 1
+    rir_prob: float = 0.0  # share of utterances convolved with a room impulse response
+    keep_raw_noise: bool = False  # True: untouched rows keep their noise at its raw gain, as the reference (Q32)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where audio comes from and how it is batched."""
+
+    train: tuple[str, ...] = ()  # manifests (JSONL)
+    valid: tuple[str, ...] = ()
+    noise: tuple[str, ...] = ()
+    rir: tuple[str, ...] = ()
+    train_shards: tuple[str, ...] = ()  # tar archives of the training manifests, e.g. audio_{0..511}.tar; empty: files
+    valid_shards: tuple[str, ...] = ()
+    weights: tuple[float, ...] | None = None  # one a training manifest: how often its utterances come in an epoch
+    min_duration: float = 1.0  # seconds
+    max_duration: float = 60.0  # seconds
+    batch_seconds: float = 240.0  # padded audio in one batch of all ranks, seconds
+    max_batch_size: int = 256  # utterances
+    row_multiple: int = 1  # rows of a batch are a multiple of it; set it to ranks x accumulate to spare empty rows
+    num_buckets: int = 24  # at most so many padded widths, each giving a multiple of 8 encoder frames
+    shuffle: bool = True
+    num_workers: int = 4
+    prefetch: int = 4  # batches ahead of the step
+    channel: str | int = "error"  # error, mix, first, or an index
+    resample: bool = True  # False: a file of another sample rate is an error
+    short_audio: str = "pad"  # pad, repeat: what fills an utterance shorter than min_audio (spec 7.2, Q30)
+    min_audio: float = 1.0  # seconds
+    noise_budget_mb: int = 1024  # memory of the noise pool, int16
+    root: str | None = None  # if set, every audio path must lie below it
+    check_files: bool = True  # look at the start of a run whether every file is there
+    duration_tolerance: float | None = None  # seconds a file may miss of its duration; None: 2 samples, MP3 0.5 s
+    on_error: str = "raise"  # raise, zero_weight
+    max_bad_fraction: float = 0.01
+    timeout_s: float = 300.0  # seconds without an answer from a worker
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+
+@dataclass(frozen=True)
+class SchedConfig:
+    """Learning rate as a function of the step (spec 6.4)."""
+
+    name: str = "noam"  # noam, cosine, constant
+    d_model: int | None = None  # None: encoder.d_model
+    warmup_steps: int | None = 25000
+    warmup_ratio: float | None = None  # of max_steps; excludes warmup_steps
+    constant_steps: int = 0
+    min_lr: float = 1e-6
+    max_steps: int | None = None  # None: trainer.max_steps
+
+    @property
+    def warmup(self) -> int:
+        """Steps of warm-up, from ``warmup_steps`` or ``warmup_ratio``; 0 where neither is given."""
+        if self.warmup_ratio is not None:
+            return int(self.warmup_ratio * (self.max_steps or 0))
+        return self.warmup_steps or 0
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimiser and its schedule (spec 6.4)."""
+
+    name: str = "adamw"  # adamw, adam, sgd
+    lr: float = 5.0  # Noam's factor, else the peak rate
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-8
+    weight_decay: float = 1e-3
+    momentum: float = 0.9  # sgd only
+    sched: SchedConfig | None = field(default_factory=SchedConfig)
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """How long, how precise, how often."""
+
+    max_steps: int = 100_000
+    seed: int = 0
+    precision: str = "fp32"  # fp32, bf16
+    compile: str = "auto"  # auto (on where CUDA is), on, off
+    device: str = "auto"  # auto, cpu, cuda
+    accumulate: int = 1  # micro-batches in one update
+    clip_norm: float = 0.0  # 0: off
+    ema_decay: float = 0.0  # 0: off
+    log_every: int = 10  # steps
+    valid_every: int = 1000
+    save_every: int = 1000
+    keep_last: int = 3
+    threads: int = 0  # 0: torch's choice
+    deterministic: bool = False

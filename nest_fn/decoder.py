@@ -1,0 +1,58 @@
+"""The head that guesses tokens: one linear map for all classes of all books (spec 5)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+from .config.known import known
+from .config.model import DecoderConfig
+from .layers import initializers, random
+from .layers.linear import LinearParams, linear
+from .layers.types import Key, Tensor
+
+INIT_MODES: dict[str, Callable[[Key, Sequence[int]], Tensor]] = {
+    "xavier_uniform": initializers.xavier_uniform,
+    "xavier_normal": initializers.xavier_normal,
+    # He et al. 2015, for ReLU, on the fan in.
+    "kaiming_uniform": lambda key, shape: initializers.uniform(key, shape, math.sqrt(6.0 / shape[1])),
+    "kaiming_normal": lambda key, shape: initializers.normal(key, shape, math.sqrt(2.0 / shape[1])),
+}
+
+
+def init_decoder(key: Key, cfg: DecoderConfig) -> LinearParams:
+    """``weight [C * K, D]`` by ``cfg.init_mode``, ``bias [C * K]`` as torch.nn.Linear's.
+
+    Output ``c * K + k`` is the score of class c in book k.
+    """
+    if cfg.init_mode not in INIT_MODES:
+        raise ValueError(f"decoder: unknown init_mode {cfg.init_mode!r}; choose one of {', '.join(INIT_MODES)}.")
+    width = known(cfg.feat_in, "decoder.feat_in")
+    outputs = known(cfg.num_classes, "decoder.num_classes") * known(cfg.num_decoders, "decoder.num_decoders")
+    weight_key, bias_key = random.split(key, 2)
+    params: LinearParams = {"weight": INIT_MODES[cfg.init_mode](weight_key, (outputs, width))}
+    if cfg.use_bias:
+        params["bias"] = initializers.torch_default(bias_key, (outputs,), width)
+    return params
+
+
+def logits(params: LinearParams, encoded: Tensor, cfg: DecoderConfig) -> Tensor:
+    """Unnormalised scores: ``[..., D] -> [..., C, K]``. Raises ``ValueError`` if the widths do not fit."""
+    books = known(cfg.num_decoders, "decoder.num_decoders")
+    classes = known(cfg.num_classes, "decoder.num_classes")
+    if params["weight"].shape[0] != classes * books:
+        raise ValueError(
+            f"decoder: {classes} classes of {books} books want {classes * books} outputs, "
+            f"weight is {list(params['weight'].shape)}; check decoder.num_classes and num_decoders."
+        )
+    scores = linear(params, encoded)
+    return scores.reshape(*scores.shape[:-1], classes, books)
+
+
+def log_probs(params: LinearParams, encoded: Tensor, cfg: DecoderConfig) -> Tensor:
+    """Log-probabilities in float32 or float64: ``[B, T, D] -> [B, T, C, K]``, ``[B, T, C]`` if one book is squeezed."""
+    scores = logits(params, encoded, cfg)
+    scores = scores[..., 0] if cfg.squeeze_single and cfg.num_decoders == 1 else scores
+    return torch.log_softmax(scores, dim=2, dtype=scores.dtype if scores.dtype == torch.float64 else torch.float32)

@@ -1,0 +1,233 @@
+"""The FastConformer encoder: subsampling, positions, Conformer blocks (arXiv 2305.05084; spec 4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from nest_fn.layers import random
+from nest_fn.layers.attention import context_mask, init_position_biases
+from nest_fn.layers.conformer import ConformerSpec, Surroundings, conformer_layer, init_conformer_layer
+from nest_fn.layers.dropout import depth_rates, dropout, stochastic_depth
+from nest_fn.layers.lengths import check_lengths, strided, valid_mask
+from nest_fn.layers.linear import init_linear, linear
+from nest_fn.layers.positions import absolute_positions, relative_positions
+from nest_fn.layers.subsampling import SubsamplingSpec, init_subsampling, subsample
+from nest_fn.layers.types import Key, Params, State, Tensor
+
+from .config import EncoderConfig
+
+LOCAL = "rel_pos_local_attn"
+
+
+class Encoded(NamedTuple):
+    """What the blocks make: ``frames [B, T, D']``, lengths in encoder frames, new state, and chosen block outputs."""
+
+    frames: Tensor
+    lengths: Tensor
+    state: State
+    outputs: tuple[Tensor, ...]
+
+
+def subsampling_spec(cfg: EncoderConfig) -> SubsamplingSpec:
+    """The subsampling that the settings describe."""
+    kind = cfg.subsampling if cfg.subsampling and cfg.subsampling_factor > 1 else None
+    return SubsamplingSpec(
+        kind=kind,
+        factor=cfg.subsampling_factor if kind else 1,
+        features=cfg.feat_in or 0,
+        width=cfg.d_model,
+        channels=cfg.subsampling_conv_channels if cfg.subsampling_conv_channels > 0 else cfg.d_model,
+        causal=cfg.causal_downsampling,
+        masked=cfg.compat == "current",
+    )
+
+
+def reduction_spec(cfg: EncoderConfig) -> SubsamplingSpec:
+    """The extra ``striding`` subsampling of encoder frames, over which features are the frequencies."""
+    return SubsamplingSpec("striding", cfg.reduction_factor, cfg.d_model, cfg.d_model, cfg.d_model)
+
+
+def conformer_spec(cfg: EncoderConfig) -> ConformerSpec:
+    """The block that the settings describe."""
+    return ConformerSpec(
+        width=cfg.d_model,
+        heads=cfg.n_heads,
+        hidden=cfg.d_model * cfg.ff_expansion_factor,
+        kernel=cfg.conv_kernel_size,
+        conv_context=_conv_context(cfg),
+        bias=cfg.use_bias,
+        norm=cfg.conv_norm_type,
+        masked_norm=cfg.masked_batch_norm,
+        relative=cfg.self_attention_model != "abs_pos",
+        tied=not cfg.untie_biases,
+        window=cfg.att_context_size[0] if cfg.self_attention_model == LOCAL else None,
+        aligned=cfg.aligned_local_positions,
+        global_tokens=cfg.global_tokens,
+        global_spacing=cfg.global_tokens_spacing,
+        global_separate=cfg.global_attn_separate,
+        fused=cfg.use_pytorch_sdpa,
+        dropout=cfg.dropout,
+        attention_dropout=cfg.dropout_att,
+    )
+
+
+def _conv_context(cfg: EncoderConfig) -> tuple[int, int]:
+    if cfg.conv_context_size is None:
+        return (cfg.conv_kernel_size - 1) // 2, (cfg.conv_kernel_size - 1) // 2
+    if isinstance(cfg.conv_context_size, str):  # "causal"
+        return cfg.conv_kernel_size - 1, 0
+    return cfg.conv_context_size
+
+
+def init_encoder(key: Key, cfg: EncoderConfig) -> tuple[Params, State]:
+    """Initial parameters and state: ``subsampling``, ``layers``, and what the settings ask for beside them."""
+    spec = conformer_spec(cfg)
+    sub_key, reduction_key, out_key, *layer_keys = random.split(key, 3 + cfg.n_layers)
+    layers = [init_conformer_layer(layer_key, spec) for layer_key in layer_keys]
+    params: Params = {
+        "subsampling": init_subsampling(sub_key, subsampling_spec(cfg)),
+        "layers": [layer for layer, _ in layers],
+    }
+    if spec.tied and spec.relative:
+        params["biases"] = init_position_biases(cfg.d_model, cfg.n_heads)
+    if cfg.reduction == "striding":
+        params["reduction"] = init_subsampling(reduction_key, reduction_spec(cfg))
+    if cfg.feat_out > 0 and cfg.feat_out != cfg.d_model:
+        params["out"] = init_linear(out_key, cfg.d_model, cfg.feat_out)
+    return params, {"layers": [state for _, state in layers]}
+
+
+def encode(
+    params: Params, state: State, features: Tensor, lengths: Tensor, cfg: EncoderConfig, *,
+    key: Key | None = None, train: bool = False, rows: Tensor | None = None,
+) -> tuple[Tensor, Tensor, State]:  # fmt: skip
+    """Features ``[B, M, F]`` with lengths in frames -> encoded ``[B, D, T]``, lengths in encoder frames, new state.
+
+    Frames beyond a length hold values, not zeros (spec Q23). ``rows`` int64 ``[B]`` names each row for its dropout
+    draws (default 0..B-1), so that a batch cut into parts, on several ranks say, draws the same.
+    """
+    if features.ndim != 3 or features.shape[1] != cfg.feat_in:
+        raise ValueError(f"encode: features are {list(features.shape)}, want [B, {cfg.feat_in}, F].")
+    check_lengths("encode: features", features, lengths)
+    x, lengths = subsample_features(params, features, lengths, cfg)
+    encoded = encode_frames(params, state, x, lengths, cfg, key=key, train=train, rows=rows)
+    return encoded.frames.transpose(1, 2), encoded.lengths, encoded.state
+
+
+def subsample_features(params: Params, features: Tensor, lengths: Tensor, cfg: EncoderConfig) -> tuple[Tensor, Tensor]:
+    """The front of the encoder alone: ``[B, M, F] -> [B, T, D]``, with lengths in frames -> in encoder frames."""
+    weight = params["subsampling"]["out"]["weight"]
+    x = features.transpose(1, 2).to(weight.dtype)
+    return subsample(params["subsampling"], x, lengths, subsampling_spec(cfg))
+
+
+def encode_frames(
+    params: Params, state: State, x: Tensor, lengths: Tensor, cfg: EncoderConfig, *,
+    key: Key | None = None, train: bool = False, rows: Tensor | None = None, layers: Sequence[int] = (),
+) -> Encoded:  # fmt: skip
+    """Everything behind the subsampling: ``[B, T, D]`` -> ``Encoded``, with the outputs of the blocks in ``layers``."""
+    if train and key is None and _has_chance(cfg):
+        raise ValueError("encode: train=True with dropout or other chance needs key=; pass one, or train=False.")
+    keys = _EncoderKeys(key, x.shape[0], rows, cfg.n_layers) if train and key is not None else None
+    x, around = _enter(params, x, lengths, cfg, keys, train)
+    spec = conformer_spec(cfg)
+    rates = depth_rates(
+        cfg.n_layers, cfg.stochastic_depth_drop_prob, cfg.stochastic_depth_mode, cfg.stochastic_depth_start_layer
+    )
+    reduce_after = cfg.reduction_position if cfg.reduction_position is not None else -1
+    states, outputs = [], []
+    for index, (layer, layer_state) in enumerate(zip(params["layers"], state["layers"], strict=True)):
+        layer_key = None if keys is None else keys.layers[index]
+        y, layer_state = conformer_layer(layer, layer_state, x, around, spec, key=layer_key, train=train)
+        depth_key = None if keys is None else keys.depth[index]
+        x = stochastic_depth(x, y, rates[index], key=depth_key, train=train)
+        states.append(layer_state)
+        if index in layers:
+            outputs.append(x)
+        if cfg.reduction and index == reduce_after:
+            x, lengths = _reduce(params, x, lengths, cfg)
+            around = _surroundings(params, x, lengths, cfg, keys, train)
+    if "out" in params:
+        x = linear(params["out"], x)
+        outputs = [linear(params["out"], output) for output in outputs]
+    if cfg.reduction and reduce_after == -1:
+        x, lengths = _reduce(params, x, lengths, cfg)
+    return Encoded(x, lengths, {"layers": states}, tuple(outputs))
+
+
+def _has_chance(cfg: EncoderConfig) -> bool:
+    rates = (cfg.dropout, cfg.dropout_pre_encoder, cfg.dropout_emb, cfg.dropout_att, cfg.stochastic_depth_drop_prob)
+    return any(rate > 0.0 for rate in rates) or len(cfg.att_context_size) > 1
+
+
+class _EncoderKeys:
+    """The draws of one forward pass by name; rows draw alone in ``before`` and ``layers``, together in the rest."""
+
+    def __init__(self, key: Key, batch: int, rows: Tensor | None, n_layers: int) -> None:
+        rows = torch.arange(batch, device=key.device) if rows is None else rows
+        before, self.positions, self.context, layers, depth = random.split(key, 5).unbind(0)
+        self.before = random.fold_in(before, rows)
+        by_layer = random.split(layers, n_layers)
+        self.layers = random.fold_in(by_layer[:, None, :], rows.expand(n_layers, -1)).unbind(0)
+        self.depth = random.split(depth, n_layers).unbind(0)
+
+
+def _enter(
+    params: Params, x: Tensor, lengths: Tensor, cfg: EncoderConfig, keys: _EncoderKeys | None, train: bool
+) -> tuple[Tensor, Surroundings]:
+    """Scale, add absolute positions where these are asked for, drop, and look around."""
+    if cfg.xscaling:
+        x = x * math.sqrt(cfg.d_model)
+    if cfg.self_attention_model == "abs_pos":
+        x = x + absolute_positions(x.shape[1], cfg.d_model, x)
+    x = dropout(x, cfg.dropout_pre_encoder, key=None if keys is None else keys.before, train=train)
+    return x, _surroundings(params, x, lengths, cfg, keys, train)
+
+
+def _surroundings(
+    params: Params, x: Tensor, lengths: Tensor, cfg: EncoderConfig, keys: _EncoderKeys | None, train: bool
+) -> Surroundings:
+    frames = x.shape[1]
+    valid = valid_mask(lengths, frames)
+    if cfg.self_attention_model == "abs_pos":
+        positions = None
+    else:
+        left, right = cfg.att_context_size[0] if cfg.self_attention_model == LOCAL else (frames - 1, frames - 1)
+        positions = relative_positions(left, right, cfg.d_model, x)
+        positions = dropout(
+            positions, cfg.dropout_emb, key=None if keys is None else keys.positions, train=train and keys is not None
+        )
+    if cfg.self_attention_model == LOCAL:
+        context = None  # the window says it all
+    else:
+        context = context_mask(frames, *_context(cfg, keys, x.device), cfg.att_context_style, x.device)
+    return Surroundings(valid, context, positions, params.get("biases", {}))
+
+
+def _context(
+    cfg: EncoderConfig, keys: _EncoderKeys | None, device: torch.device
+) -> tuple[int, int] | tuple[Tensor, Tensor]:
+    """(left, right): the first choice, or in training one drawn by ``att_context_probs``."""
+    choices = cfg.att_context_size
+    if keys is None or len(choices) == 1:
+        return choices[0]
+    shares = torch.tensor(cfg.att_context_probs or [1.0 / len(choices)] * len(choices), device=device)
+    drawn = (random.uniform(keys.context, ()) >= shares.cumsum(0)[:-1]).sum()
+    sides = torch.tensor(choices, device=device)[drawn]
+    return sides[0], sides[1]
+
+
+def _reduce(params: Params, x: Tensor, lengths: Tensor, cfg: EncoderConfig) -> tuple[Tensor, Tensor]:
+    """Fewer frames, by another ``striding`` subsampling or by max pooling."""
+    if cfg.reduction == "striding":
+        return subsample(params["reduction"], x, lengths, reduction_spec(cfg))
+    factor = cfg.reduction_factor
+    pooled = F.max_pool1d(x.transpose(1, 2), factor, factor).transpose(1, 2)
+    shorter = strided(lengths, factor, factor, 0)
+    assert isinstance(shorter, Tensor)
+    return pooled, shorter

@@ -1,0 +1,137 @@
+"""Cross-entropy of the masked tokens (spec 5), in two forms that give the same number.
+
+``masked_cross_entropy`` takes all log-probabilities, as the reference does. ``masked_token_loss`` gathers the masked
+tokens first and runs the decoder on these only, about a third of the work. Q-numbers are quirks, spec 10.4.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from .config.known import known
+from .config.model import DecoderConfig, LossConfig
+from .decoder import logits
+from .layers.linear import LinearParams
+from .layers.types import Tensor
+
+_LEAST_ROOM = 512  # tokens for which a compiled graph has room, however small the batch
+
+
+class MaskedLoss(NamedTuple):
+    """Sums over masked tokens and books, so that parts of a batch add up; ``loss_sum / max(count, 1)`` is the mean."""
+
+    loss_sum: Tensor  # nats
+    count: Tensor  # type: ignore[assignment]  # int64, masked tokens x books that are in the sum
+    correct: Tensor  # int64, of these, where the likeliest class is the target
+    overflow: Tensor  # int64, masked tokens x books for which a compiled graph had no room
+
+
+def token_mask(mask: Tensor, cfg: LossConfig) -> Tensor:
+    """Tokens that count: ``[B, F] -> bool [B, T]``, True where more than ``mask_threshold`` of the frames is masked.
+
+    Raises ``ValueError`` if ``F`` is no multiple of ``combine_time_steps``.
+    """
+    combine = known(cfg.combine_time_steps, "loss.combine_time_steps")
+    if mask.ndim != 2:
+        raise ValueError(f"token_mask: mask wants [B, F], got {list(mask.shape)}; drop its feature axis.")
+    if mask.shape[1] % combine:  # Q9
+        raise ValueError(
+            f"token_mask: {mask.shape[1]} frames are no multiple of combine_time_steps {combine}; pad or crop them."
+        )
+    share = mask.reshape(mask.shape[0], mask.shape[1] // combine, combine).to(torch.float32).mean(-1)
+    return share > cfg.mask_threshold
+
+
+def masked_cross_entropy(log_probs: Tensor, tokens: Tensor, token_mask: Tensor) -> Tensor:
+    """Mean negative log-probability over masked tokens and books, a scalar.
+
+    ``log_probs [B, T, C, K]`` with ``tokens [B, T, K]``, or ``[B, T, C]`` with ``[B, T]``; ``token_mask`` bool
+    ``[B, T]``. 0 with zero gradients if nothing is masked (Q14: the reference gives NaN). Raises ``ValueError`` if the
+    targets are not as long as the log-probabilities (Q45: the reference pads them with class 0, or crops them).
+    """
+    scores, targets = (log_probs, tokens) if log_probs.ndim == 4 else (log_probs[..., None], tokens[..., None])
+    if targets.shape != (*scores.shape[:2], scores.shape[3]):
+        raise ValueError(
+            f"masked_cross_entropy: log_probs {list(log_probs.shape)} want one target each, tokens are "
+            f"{list(tokens.shape)}; clean and noisy features must be equally long."
+        )
+    _check_mask("masked_cross_entropy", token_mask, scores)
+    losses = -scores.gather(2, targets[:, :, None, :])[:, :, 0]  # [B, T, K]
+    total = torch.where(token_mask[..., None], losses, 0.0).sum()
+    return total / (token_mask.sum() * targets.shape[2]).clamp(min=1)
+
+
+def masked_token_loss(
+    params: LinearParams,
+    encoded: Tensor,
+    tokens: Tensor,
+    token_mask: Tensor,
+    cfg: DecoderConfig,
+    capacity: float = 1.0,
+) -> MaskedLoss:
+    """Decoder and cross-entropy on the masked tokens only: ``encoded [B, T, D], tokens [B, T, K], token_mask [B, T]``.
+
+    Loss in float32 (float64 if ``encoded`` is). Eager, exactly the masked tokens are taken. In a compiled graph or
+    under ``torch.func`` transforms shapes must be known: there is room for a share ``capacity`` of the batch's tokens
+    (512 at least), and masked tokens beyond it are left out and counted in ``overflow``.
+    An empty mask gives 0 with zero gradients (Q14). Raises ``ValueError`` if the lengths differ (Q45).
+    """
+    targets = tokens[..., None] if tokens.ndim == 2 else tokens
+    books = known(cfg.num_decoders, "decoder.num_decoders")
+    if encoded.ndim != 3 or targets.shape != (*encoded.shape[:2], books):
+        raise ValueError(
+            f"masked_token_loss: encoded {list(encoded.shape)} want tokens [B, T, {books}], got {list(tokens.shape)}; "
+            f"clean and noisy features must be equally long."
+        )
+    _check_mask("masked_token_loss", token_mask, encoded)
+    mask = token_mask.flatten()
+    index, filled = _exact(mask) if _shapes_may_depend_on_data() else _with_room(mask, capacity)
+    # Empty places hold zeros, so that a NaN in padding cannot enter a gradient through them.
+    chosen = torch.where(filled[:, None], encoded.flatten(0, 1)[index], 0.0)
+    scores = logits(params, chosen, cfg)  # [n, C, K]
+    scores = scores if scores.dtype == torch.float64 else scores.to(torch.float32)
+    wanted = targets.flatten(0, 1)[index]  # [n, K]
+    with torch.autocast(scores.device.type, enabled=False):
+        losses = F.cross_entropy(scores, wanted, reduction="none")
+    count = filled.sum()
+    return MaskedLoss(
+        loss_sum=torch.where(filled[:, None], losses, 0.0).sum(),
+        count=count * books,
+        correct=((scores.argmax(1) == wanted) & filled[:, None]).sum(),
+        overflow=(mask.sum() - count) * books,
+    )
+
+
+def _check_mask(what: str, token_mask: Tensor, like: Tensor) -> None:
+    if token_mask.shape != like.shape[:2] or token_mask.dtype != torch.bool:
+        raise ValueError(
+            f"{what}: token_mask wants bool {list(like.shape[:2])}, got {token_mask.dtype} {list(token_mask.shape)}; "
+            f"make it with token_mask(mask, cfg.loss)."
+        )
+
+
+def _shapes_may_depend_on_data() -> bool:
+    # PyTorch has no public question for active grad, vmap, jvp (2.11).
+    return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+
+
+def _exact(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices of the True elements, all of them filled: ``[N] -> int64 [n], bool [n]``."""
+    index = mask.nonzero()[:, 0]
+    return index, torch.ones_like(index, dtype=torch.bool)
+
+
+def _with_room(mask: Tensor, capacity: float) -> tuple[Tensor, Tensor]:
+    """The first True elements in a fixed room: ``[N] -> int64 [room], bool [room]``, False for what stays empty."""
+    size = mask.shape[0]
+    room = min(size, max(_LEAST_ROOM, math.ceil(capacity * size)))
+    place = mask.cumsum(0) - 1
+    # Everything without a place goes to one more slot at the end, which is cut off.
+    place = torch.where(mask & (place < room), place, room)
+    positions = torch.arange(size, device=mask.device)
+    index = positions.new_zeros(room + 1).scatter(0, place, positions)[:room]
+    return index, torch.arange(room, device=mask.device) < mask.sum()

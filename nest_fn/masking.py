@@ -1,0 +1,112 @@
+"""Which frames the encoder must not see: random blocks, drawn for each utterance from its own key (spec 3).
+
+Frame ``t`` of an utterance is decided by element ``t`` of its key's uniforms, so a mask depends on neither the padded
+width nor the other rows. Q-numbers are the reference's quirks, spec 10.4.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from .config.known import known
+from .config.model import MaskingConfig
+from .layers import random
+from .layers.lengths import check_lengths
+from .layers.types import Key, Params, State, Tensor
+
+SHORT_MASK = 8  # frames masked at the start of a short utterance, whatever the block
+EMBEDDING_STD = 0.1
+
+
+def init_masking(key: Key, cfg: MaskingConfig) -> tuple[Params, State]:
+    """The mask embedding ``[feat_in]``: in params where it is trained, else in state.
+
+    Drawn from N(0, 0.1^2); with ``mask_value`` a constant that is never trained.
+    """
+    width = known(cfg.feat_in, "masking.feat_in")
+    if cfg.mask_value is not None:
+        return {}, {"embedding": torch.full((width,), float(cfg.mask_value), device=key.device)}
+    embedding = {"embedding": random.normal(key, (width,)) * EMBEDDING_STD}
+    return ({}, embedding) if cfg.freeze else (embedding, {})
+
+
+def draw_mask(keys: Key, lengths: Tensor, frames: int, cfg: MaskingConfig, block: int) -> Tensor:
+    """Masked frames: keys ``[2]`` or ``[B, 2]``, lengths ``[B]`` (frames) -> bool ``[B, frames]``.
+
+    ``block`` is the block length in frames of this call (``cfg.block_size``, or that divided by the subsampling factor
+    under post_conv). Never masks at or beyond a length. Lengths above ``frames`` count as ``frames``.
+    """
+    random.check_key(keys, "draw_mask: keys")
+    check_lengths("draw_mask", lengths, lengths)
+    if block < 1 or not 0 <= cfg.mask_prob <= 1:
+        raise ValueError(f"draw_mask: want block >= 1 and mask_prob in [0, 1], got {block} and {cfg.mask_prob}.")
+    rows = random.split(keys, lengths.shape[0]) if keys.ndim == 1 else keys
+    length = lengths.to(torch.int64).clamp(min=0, max=frames)[:, None]  # [B, 1]
+    time = torch.arange(frames, device=lengths.device)  # [F]
+    blocks = (_overlapping if cfg.allow_overlap else _separate)(rows, length, time, cfg, block)
+    # Q15: the reference lets the short mask pass the length without overlap.
+    masked = torch.where(length <= _longest_short(block, cfg.max_mask_ratio), time < SHORT_MASK, blocks)
+    return masked & (time < length)
+
+
+def apply_mask(features: Tensor, mask: Tensor, embedding: Tensor) -> Tensor:
+    """Masked frames replaced by the embedding: ``[B, M, F], bool [B, F], [M] -> [B, M, F]``, in the features' dtype."""
+    if features.ndim != 3 or mask.shape != (features.shape[0], features.shape[2]):
+        raise ValueError(
+            f"apply_mask: features {list(features.shape)} want a mask [B, F], got {list(mask.shape)}; "
+            f"draw it for the same batch and width."
+        )
+    if embedding.shape != (features.shape[1],):
+        raise ValueError(
+            f"apply_mask: features {list(features.shape)} want an embedding [{features.shape[1]}], "
+            f"got {list(embedding.shape)}; check masking.feat_in."
+        )
+    return torch.where(mask[:, None, :], embedding.to(features.dtype)[:, None], features)  # Q17: any float dtype
+
+
+def _longest_short(block: int, ratio: float) -> int:
+    """The longest utterance (frames) that is short: ``block >= ratio * length``."""
+    if ratio <= 0:
+        raise ValueError(f"draw_mask: max_mask_ratio wants a number above 0, got {ratio}.")
+    length = int(block / ratio)
+    return length + 1 if block >= ratio * (length + 1) else length
+
+
+def _overlapping(keys: Key, length: Tensor, time: Tensor, cfg: MaskingConfig, block: int) -> Tensor:
+    """Blocks that may overlap: ``[B, F]``.
+
+    The reference draws a Binomial(length - block, p) number of distinct starts below length - block; that is the same
+    as starting a block at each of these frames with probability p. Frame length - 1 is therefore never masked (Q13).
+    """
+    draw_keys, force_keys = random.split(keys, 2)
+    possible = time < length - block
+    starts = possible & random.bernoulli(draw_keys, cfg.mask_prob, (keys.shape[0], time.shape[0]))
+    if cfg.force_block:  # Q14
+        forced = random.randint(force_keys, 0, (length[:, 0] - block).clamp(min=1), (keys.shape[0],))
+        starts = torch.where(starts.any(-1, keepdim=True), starts, time == forced[:, None])
+    # A frame is masked if one of the last `block` frames, itself included, starts a block.
+    begun = starts.to(torch.int32).cumsum(-1)
+    before = F.pad(begun, (block, 0))[:, : time.shape[0]]
+    return begun > before
+
+
+def _separate(keys: Key, length: Tensor, time: Tensor, cfg: MaskingConfig, block: int) -> Tensor:
+    """Blocks on a grid with a random offset, never two at one place: ``[B, F]``.
+
+    ``mask_prob`` is the share to mask. Blocks that would not fit shrink; the offset was drawn for the whole block, so
+    some begin beyond the length and are lost (Q16: the reference writes outside of its tensor there).
+    """
+    order_keys, offset_keys = random.split(keys, 2)
+    wanted = torch.ceil(length * cfg.mask_prob / block).to(torch.int64)  # [B, 1]
+    offset = random.randint(offset_keys, 0, block, (keys.shape[0],))[:, None]
+    shrunk = (length // (wanted + 1)).clamp(min=1)
+    size = torch.where((wanted + 1) * block > length, shrunk, block)
+    slots = length // size - 1
+    # A random subset of the slots: the `wanted` smallest of one uniform a slot (slots are never more than frames).
+    draws = random.uniform(order_keys, (keys.shape[0], time.shape[0]))
+    draws = torch.where(time < slots, draws, 2.0)
+    rank = draws.argsort(dim=-1, stable=True).argsort(dim=-1)
+    chosen = (rank < wanted) & (time < slots)
+    slot = (time - offset) // size
+    return (slot >= 0) & chosen.gather(-1, slot.clamp(min=0))

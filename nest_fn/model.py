@@ -1,0 +1,258 @@
+"""The whole of NEST on one page: ``init``, ``forward``, ``loss`` (arXiv 2408.13106; spec 6.1).
+
+Clean audio becomes log-mel features, and these become target tokens by a frozen random projection. Noisy audio becomes
+features too, blocks of which are masked; the encoder sees them, and a linear softmax predicts the clean tokens.
+
+    params, state = init(key(0), cfg)
+    loss, (metrics, state) = loss(params, state, batch, cfg, key=fold_in(key(1), step))
+
+``batch`` maps ``audio [B, N]``, ``audio_len [B]`` (samples), ``noisy_audio [B, N]``, ``noisy_audio_len [B]``; it may
+hold ``row`` int64 ``[B]``, the name of each row for its random draws (default 0..B-1), and ``weight [B]``, 0 for rows
+that must not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from nest_fn.layers import random
+from nest_fn.layers.lengths import valid_mask
+from nest_fn.layers.tree import tree_map
+from nest_fn.layers.types import Key, Params, State, Tensor
+
+from . import encoder as encoders
+from .config import Config
+from .decoder import init_decoder, log_probs
+from .encoder import encode_frames, init_encoder, subsample_features
+from .features import log_mel
+from .loss import masked_token_loss, token_mask
+from .masking import apply_mask as replace_masked
+from .masking import draw_mask, init_masking
+from .quantizer import init_quantizer, quantize_features
+
+Batch = Mapping[str, Tensor]
+
+
+class Output(NamedTuple):
+    """What ``forward`` makes, in the reference's shapes."""
+
+    log_probs: Tensor  # [B, T, C, K]
+    encoded_len: Tensor  # [B], encoder frames
+    masks: Tensor  # [B, M, F] of 0 and 1; [B, D, T] under post_conv
+    tokens: Tensor  # [B, T, K], int64
+
+
+class _Keys(NamedTuple):
+    """The draws of one forward pass, by name. A key that is None draws nothing."""
+
+    clean: Key | None = None  # dither of the targets' signal
+    noisy: Key | None = None  # dither of the input
+    mask: Key | None = None
+    dropout: Key | None = None
+
+
+def init(key: Key, cfg: Config) -> tuple[Params, State]:
+    """Initial values as the reference draws them (spec 4.8), from one key, on the key's device.
+
+    ``params`` holds ``encoder``, ``decoder`` (and ``masking`` if its embedding is trained); ``state`` holds ``encoder``
+    (batch statistics), the frozen ``quantizer`` and ``masking``.
+    """
+    random.check_key(key, "init: key")
+    encoder_key, decoder_key, quantizer_key, masking_key = random.split(key, 4)
+    with key.device:
+        encoder_params, encoder_state = init_encoder(encoder_key, cfg.encoder)
+        masking_params, masking_state = init_masking(masking_key, cfg.masking)
+        params: Params = {"encoder": encoder_params, "decoder": init_decoder(decoder_key, cfg.decoder)}
+        state: State = {"encoder": encoder_state, "quantizer": init_quantizer(quantizer_key, cfg.quantizer)}
+    if masking_params:
+        params["masking"] = masking_params
+    if masking_state:
+        state["masking"] = masking_state
+    return params, state
+
+
+def abstract(cfg: Config) -> tuple[Params, State]:
+    """The trees of ``init`` on the meta device: names, shapes and dtypes without numbers, at no cost."""
+    return init(random.key(0, device="meta"), cfg)
+
+
+def quantize(state: State, features: Tensor, cfg: Config) -> Tensor:
+    """Target tokens ``[B, T, K]`` of clean features ``[B, M, F]`` (of subsampled ``[B, D, T]`` under post_conv)."""
+    return quantize_features(state["quantizer"], features, cfg.quantizer)
+
+
+def encode(
+    params: Params, state: State, features: Tensor, lengths: Tensor, cfg: Config, *,
+    key: Key | None = None, train: bool = False, rows: Tensor | None = None,
+) -> tuple[Tensor, Tensor, State]:  # fmt: skip
+    """Features ``[B, M, F]``, lengths in frames -> encoded ``[B, D, T]``, lengths in encoder frames, new state."""
+    encoded, lengths, encoder_state = encoders.encode(
+        params["encoder"], state["encoder"], features, lengths, cfg.encoder, key=key, train=train, rows=rows
+    )
+    return encoded, lengths, {**state, "encoder": encoder_state}
+
+
+def forward(
+    params: Params, state: State, batch: Batch, cfg: Config, *,
+    key: Key | None = None, train: bool = False, apply_mask: bool = True, mask: Tensor | None = None,
+) -> tuple[Output, State]:  # fmt: skip
+    """From waveforms to log-probabilities of every token: ``Output`` and the new state.
+
+    ``mask``, a bool ``[B, F]`` (``[B, T]`` under post_conv), replaces the draw; else ``apply_mask=True`` needs ``key``.
+    """
+    check_batch(batch)
+    seen = _see(params, state, batch, cfg, key=key, train=train, apply_mask=apply_mask, mask=mask)
+    width = cfg.masking.feat_in or 0
+    masks = seen.mask[:, None, :].expand(-1, width, -1).to(seen.encoded.dtype)
+    output = Output(log_probs(params["decoder"], seen.encoded, cfg.decoder), seen.lengths, masks, seen.tokens)
+    return output, seen.state
+
+
+def loss(
+    params: Params, state: State, batch: Batch, cfg: Config, *,
+    key: Key | None = None, train: bool = True, mask: Tensor | None = None,
+) -> tuple[Tensor, tuple[dict[str, Tensor], State]]:  # fmt: skip
+    """Mean cross-entropy in nats over the batch's masked tokens; metrics and new state beside it.
+
+    0 with zero gradients if nothing is masked (spec Q14). See ``loss_sum`` for the metrics.
+    """
+    total, (metrics, state) = loss_sum(params, state, batch, cfg, key=key, train=train, mask=mask)
+    return total / metrics["masked_tokens"].clamp(min=1).to(total.dtype), (metrics, state)
+
+
+def loss_sum(
+    params: Params, state: State, batch: Batch, cfg: Config, *,
+    key: Key | None = None, train: bool = True, mask: Tensor | None = None,
+) -> tuple[Tensor, tuple[dict[str, Tensor], State]]:  # fmt: skip
+    """The sum whose quotient by ``masked_tokens`` is the loss, for batches that are computed in parts.
+
+    Metrics, all sums, so that parts add up: ``loss_sum``, ``masked_tokens`` and ``correct`` (tokens x books),
+    ``valid_tokens``, ``overflow`` (masked tokens beyond ``loss.capacity``), and counts of each class among valid and
+    masked targets, ``token_counts`` and ``masked_token_counts [K, C]``.
+    """
+    check_batch(batch)
+    seen = _see(params, state, batch, cfg, key=key, train=train, apply_mask=True, mask=mask)
+    counted = token_mask(seen.mask, cfg.loss)
+    valid = valid_mask(seen.lengths, seen.encoded.shape[1])
+    if "weight" in batch:
+        valid = valid & (batch["weight"] > 0)[:, None]
+    masked = masked_token_loss(
+        params["decoder"], seen.encoded, seen.tokens, counted & valid, cfg.decoder, cfg.loss.capacity
+    )
+    metrics = {
+        "loss_sum": masked.loss_sum.detach(),
+        "masked_tokens": masked.count,
+        "correct": masked.correct,
+        "overflow": masked.overflow,
+        "valid_tokens": valid.sum(),
+        "token_counts": _histogram(seen.tokens, valid, cfg.num_classes),
+        "masked_token_counts": _histogram(seen.tokens, counted & valid, cfg.num_classes),
+    }
+    return masked.loss_sum, (metrics, seen.state)
+
+
+class _Seen(NamedTuple):
+    encoded: Tensor  # [B, T, D]
+    lengths: Tensor  # [B], encoder frames
+    tokens: Tensor  # [B, T, K]
+    mask: Tensor  # bool [B, F], or [B, T] under post_conv
+    state: State
+
+
+def _see(
+    params: Params, state: State, batch: Batch, cfg: Config, *,
+    key: Key | None, train: bool, apply_mask: bool, mask: Tensor | None,
+) -> _Seen:  # fmt: skip
+    """Targets from the clean signal, encoded frames from the masked noisy one: the steps of the paper in order."""
+    keys, rows = _keys(key, batch)
+    clean, clean_len = log_mel(batch["audio"], batch["audio_len"], cfg.preprocessor, key=keys.clean, train=train)
+    noisy, noisy_len = log_mel(
+        batch["noisy_audio"], batch["noisy_audio_len"], cfg.preprocessor, key=keys.noisy, train=train
+    )
+    return see_features(params, state, clean, clean_len, noisy, noisy_len, cfg, keys, rows, train, apply_mask, mask)
+
+
+def see_features(
+    params: Params, state: State, clean: Tensor, clean_len: Tensor, noisy: Tensor, noisy_len: Tensor, cfg: Config,
+    keys: _Keys, rows: Tensor | None, train: bool, apply_mask: bool, mask: Tensor | None,
+) -> _Seen:  # fmt: skip
+    """From the two signals' features ``[B, M, F]`` to targets and encoded frames."""
+    if clean.shape != noisy.shape:
+        raise ValueError(
+            f"forward: clean features are {list(clean.shape)}, noisy {list(noisy.shape)}; "
+            "targets and input must be equally wide, so pad the two signals to one length."
+        )
+    embedding = (params["masking"] if "masking" in params else state["masking"])["embedding"]
+    tokens_of = clean
+    if cfg.mask_position == "post_conv":
+        # Targets come from the same subsampling as the input, but teach it nothing.
+        frozen = tree_map(torch.Tensor.detach, params["encoder"]["subsampling"])
+        frames, _ = subsample_features({"subsampling": frozen}, clean, clean_len, cfg.encoder)
+        tokens_of = frames.transpose(1, 2)
+        x, lengths = subsample_features(params["encoder"], noisy, noisy_len, cfg.encoder)
+        mask = _mask(mask, apply_mask, keys.mask, lengths, x.shape[1], cfg)
+        if cfg.encoder.detach_subsampling:
+            x = x.detach()
+        x = replace_masked(x.transpose(1, 2), mask, embedding).transpose(1, 2)
+    else:
+        mask = _mask(mask, apply_mask, keys.mask, noisy_len, noisy.shape[2], cfg)
+        noisy = replace_masked(noisy, mask, embedding)
+        x, lengths = subsample_features(params["encoder"], noisy, noisy_len, cfg.encoder)
+    tokens = quantize(state, tokens_of, cfg)
+    encoded = encode_frames(
+        params["encoder"], state["encoder"], x, lengths, cfg.encoder, key=keys.dropout, train=train, rows=rows
+    )
+    return _Seen(encoded.frames, encoded.lengths, tokens, mask, {**state, "encoder": encoded.state})
+
+
+def _keys(key: Key | None, batch: Batch) -> tuple[_Keys, Tensor | None]:
+    """Keys by name. Signals and masks have a key for each row, so that a row's draws do not depend on its batch."""
+    rows = batch.get("row")
+    if key is None:
+        return _Keys(), rows
+    random.check_key(key)
+    clean, noisy, masks, drop = random.split(key, 4).unbind(0)
+    names = torch.arange(batch["audio"].shape[0], device=key.device) if rows is None else rows
+    return _Keys(*(random.fold_in(one, names) for one in (clean, noisy, masks)), drop), rows
+
+
+def _mask(mask: Tensor | None, apply_mask: bool, key: Key | None, lengths: Tensor, frames: int, cfg: Config) -> Tensor:
+    """The given mask, a drawn one, or none at all: bool ``[B, frames]``."""
+    shape = (lengths.shape[0], frames)
+    if mask is not None:
+        if tuple(mask.shape) != shape or mask.dtype != torch.bool:
+            raise ValueError(f"forward: mask is {mask.dtype} {list(mask.shape)}; want bool {list(shape)}.")
+        return mask
+    if not apply_mask:
+        return torch.zeros(shape, dtype=torch.bool, device=lengths.device)
+    if key is None:
+        raise ValueError("forward: drawing a mask needs key=; pass one, or mask=, or apply_mask=False.")
+    return draw_mask(key, lengths, frames, cfg.masking, cfg.mask_block)
+
+
+def _histogram(tokens: Tensor, counted: Tensor, classes: int) -> Tensor:
+    """How often each class occurs: tokens ``[B, T, K]`` where ``counted [B, T]`` -> int64 ``[K, C]``."""
+    tokens = tokens if tokens.ndim == 3 else tokens[..., None]
+    by_book = tokens.flatten(0, 1).transpose(0, 1)
+    weight = counted.flatten()[None].expand_as(by_book).to(torch.int64)
+    return torch.zeros(by_book.shape[0], classes, dtype=torch.int64, device=tokens.device).scatter_add(
+        1, by_book, weight
+    )
+
+
+def check_batch(batch: Any) -> None:
+    """Raise ``TypeError`` or ``ValueError`` unless ``batch`` maps the four signals, with equal rows and widths."""
+    names = ("audio", "audio_len", "noisy_audio", "noisy_audio_len")
+    if not isinstance(batch, Mapping):
+        raise TypeError(f"batch: want a mapping with {', '.join(names)}; got {type(batch).__name__}.")
+    missing = [name for name in names if name not in batch]
+    if missing:
+        raise ValueError(f"batch: {', '.join(missing)} missing; it has {', '.join(sorted(batch)) or 'nothing'}.")
+    if batch["audio"].shape != batch["noisy_audio"].shape:
+        raise ValueError(
+            f"batch: audio is {list(batch['audio'].shape)}, noisy_audio {list(batch['noisy_audio'].shape)}; "
+            "pad both to one width."
+        )

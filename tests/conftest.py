@@ -1,0 +1,25 @@
+"""For all tests: few threads, no network, hypothesis without a clock."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests run side by side
+
+import hypothesis
+
+hypothesis.settings.register_profile("house", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("house")
+
+
+def _only_this_machine(event: str, arguments: tuple[Any, ...]) -> None:
+    """Refuse connections to other machines; ranks of one test talk to each other over the loopback."""
+    if event == "socket.connect":
+        address = arguments[1]
+        if isinstance(address, tuple) and not str(address[0]).startswith(("127.", "::1", "localhost")):
+            raise PermissionError(f"tests must not use the network; a connection to {address!r} was asked for")
+
+
+sys.addaudithook(_only_this_machine)

@@ -1,0 +1,95 @@
+"""Whole training steps against the reference: log-probs, tokens, loss, gradients, statistics, five AdamW steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from nest_fn import Config, forward, loss, nemo
+from nest_fn.layers.tree import fill, flatten
+from nest_fn.train.optimizer import make_optimizer
+from nest_fn.train.schedule import make_schedule
+from tests.reference_cases import Case, load, names
+
+CASES = names("e2e_")
+
+
+def setup(name: str) -> tuple[Case, Config, Any, Any, dict[str, torch.Tensor]]:
+    case = load(name)
+    settings = {key: value for key, value in case.config["model"].items() if key != "spec_augment"}
+    cfg = Config.from_dict(settings)
+    if cfg.mask_position == "post_conv":  # Q18: the reference never trains the subsampling there
+        cfg = Config.from_dict(settings, overrides=["encoder.detach_subsampling=true"])
+    params, state = nemo.from_state_dict(case.group("weights"), cfg)
+    clean, length = case.tensors["in/audio"], case.tensors["in/length"]
+    noisy = case.tensors.get("in/noisy_audio", clean)
+    return case, cfg, params, state, {"audio": clean, "audio_len": length, "noisy_audio": noisy, "noisy_audio_len": length}
+
+
+def gradients(params: Any, state: Any, batch: Any, cfg: Config, mask: torch.Tensor) -> tuple[torch.Tensor, Any, Any]:
+    leaves = {path: leaf.detach().requires_grad_() for path, leaf in flatten(params).items()}
+    value, (_, state) = loss(fill(params, leaves), state, batch, cfg, mask=mask)
+    grads = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+    return value.detach(), dict(zip(leaves, grads, strict=True)), state
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_first_step(name: str) -> None:
+    case, cfg, params, state, batch = setup(name)
+    mask = case.tensors["in/masks"][0]
+    output, _ = forward(params, state, batch, cfg, train=True, mask=mask)
+    expected = case.group("out")
+    torch.testing.assert_close(output.log_probs, expected["log_probs"], atol=2e-5, rtol=1e-5)
+    assert torch.equal(output.encoded_len, expected["encoded_len"])
+    assert torch.equal(output.tokens, expected["tokens"])
+    value, grads, new_state = gradients(params, state, batch, cfg, mask)
+    torch.testing.assert_close(value, expected["loss"], atol=0, rtol=2e-6)
+    theirs = case.group("grads")
+    ours = nemo.rename({path: grad for path, grad in grads.items() if grad is not None}, cfg)
+    assert set(ours) == set(theirs)
+    floor = 3 * case.config["fp32_vs_fp64"]["grads_worst_abs"]
+    for key, grad in theirs.items():
+        assert float((ours[key] - grad).abs().max()) <= 2e-5 * float(grad.abs().max()) + floor, key
+    statistics = nemo.rename({path: leaf for path, leaf in flatten(new_state).items()}, cfg)
+    for key, value in case.group("after_forward1").items():
+        torch.testing.assert_close(statistics[key], value, atol=1e-5, rtol=1e-5, msg=key)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_five_steps(name: str) -> None:
+    case, cfg, params, state, batch = setup(name)
+    optimizer, schedule = make_optimizer(cfg.optim), make_schedule(cfg)
+    trained = None
+    losses = []
+    for step in range(case.config["steps"]):
+        value, grads, state = gradients(params, state, batch, cfg, case.tensors["in/masks"][step])
+        losses.append(value)
+        # Parameters without gradient are neither moved nor decayed.
+        leaves = {path: leaf for path, leaf in flatten(params).items() if grads[path] is not None}
+        trained = optimizer.init(leaves) if trained is None else trained
+        moved, trained = optimizer.update(
+            leaves, {path: grads[path] for path in leaves}, trained, torch.tensor(schedule(step))
+        )
+        params = fill(params, flatten(params) | moved)
+        assert schedule(step) == pytest.approx(float(case.tensors["out/learning_rates"][step]), rel=1e-6)
+    torch.testing.assert_close(torch.stack(losses).double(), case.tensors["out/losses"].double().flatten(), atol=0, rtol=1e-5)
+    check_parameters(case, cfg, params)
+
+
+def check_parameters(case: Case, cfg: Config, params: Any) -> None:
+    """Shares of entries that agree, since AdamW blows rounding noise in near-zero gradients up to whole steps."""
+    noisy = set(case.config["parameters_with_zero_gradient"])
+    floors = case.config["fp32_vs_fp64"].get("final_parameters_share_within_1e-5_where_below_0.999", {})
+    after = case.group("after")
+    for key, value in nemo.rename(flatten(params), cfg).items():
+        if key in noisy:
+            continue
+        if key not in after:  # without gradient, never moved
+            assert key in case.config["parameters_without_gradient"]
+            assert torch.equal(value, case.tensors[f"weights/{key}"])
+            continue
+        # Ours and the reference's float32 run each stray from the exact one, so that twice its share may disagree.
+        share = float(((value - after[key]).abs() <= 1e-5).double().mean())
+        assert share >= 1 - 2 * (1 - floors.get(key, 0.9975)), f"{key}: {share}"

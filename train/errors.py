@@ -1,0 +1,62 @@
+"""Errors of a training run and the exit code that each one ends the command with.
+
+A message says what was asked, what came, and what to do. Errors of the configuration are ``nest_fn.config``'s own.
+"""
+
+from __future__ import annotations
+
+from nest_fn.config.errors import ConfigError
+
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+EXIT_PREEMPTED = 75  # saved after a request to stop: please start again
+EXIT_INTERRUPTED = 130  # Ctrl-C
+
+
+class NestError(Exception):
+    """Base of every error that this library raises while it trains; ``exit_code`` is the command's."""
+
+    exit_code = EXIT_FAILURE
+
+
+class UsageError(NestError):
+    """The command was called wrongly, or an optional package that it needs is missing."""
+
+    exit_code = EXIT_USAGE
+
+
+class DataError(NestError):
+    """A manifest, an audio file or a shard cannot be used."""
+
+    exit_code = 3
+
+
+class CheckpointError(NestError):
+    """A checkpoint is missing, damaged or of another run."""
+
+    exit_code = 4
+
+
+class NonFiniteError(NestError):
+    """The loss or a gradient is NaN or infinite."""
+
+    exit_code = 5
+
+
+class DistributedError(NestError):
+    """A rank was lost, or the ranks disagree."""
+
+    exit_code = 6
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code of a command that ends with ``error``: 0 only for ``SystemExit(None)`` and ``SystemExit(0)``."""
+    if isinstance(error, NestError):
+        return error.exit_code
+    if isinstance(error, ConfigError):
+        return EXIT_USAGE
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else (EXIT_FAILURE if error.code else 0)
+    return EXIT_FAILURE

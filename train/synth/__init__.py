@@ -1,0 +1,31 @@
+"""A speech-like corpus without recordings: a deterministic source-filter synthesiser, for demos and tests.
+
+It has what masked prediction feeds on (speakers, phones that lean on their neighbours, words that predict each other,
+pauses, noise) and exact phone labels. It is synthetic: figures on it say that training works, not how well it would do
+on real speech.
+"""
+
+from .corpus import CorpusSpec, Utterance, synthesise, write_corpus
+from .lexicon import Lexicon, lexicon
+from .noise import KINDS as NOISE_KINDS
+from .noise import noise
+from .phones import PHONES, SILENCE, Phone
+from .render import SAMPLE_RATE
+from .voice import Speaker, speaker
+
+__all__ = [
+    "NOISE_KINDS",
+    "PHONES",
+    "SAMPLE_RATE",
+    "SILENCE",
+    "CorpusSpec",
+    "Lexicon",
+    "Phone",
+    "Speaker",
+    "Utterance",
+    "lexicon",
+    "noise",
+    "speaker",
+    "synthesise",
+    "write_corpus",
+]
