@@ -5,9 +5,6 @@ PYTHON ?= python3.11
 WORKERS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
-# Tests and ranks run side by side; more threads than cores make each of them slower.
-export OMP_NUM_THREADS ?= 1
-
 .PHONY: test check format bench demo wheel-test clean
 
 $(READY): pyproject.toml constraints.txt
@@ -17,7 +14,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 test: $(READY) ## all tests
-	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 check: $(READY) ## style, types, the customs of the house
 	$(BIN)/ruff check .

@@ -22,7 +22,7 @@ def dropout(x: Tensor, rate: float, *, key: Key | None = None, train: bool = Fal
     if not train or rate == 0.0:
         return x
     kept = random.keep(_needs_key("dropout", rate, key), rate, x.shape)
-    return torch.where(kept, x * (1.0 / (1.0 - rate)), 0.0)
+    return (x * kept).mul_(1.0 / (1.0 - rate))
 
 
 def stochastic_depth(x: Tensor, y: Tensor, rate: float, *, key: Key | None = None, train: bool = False) -> Tensor:

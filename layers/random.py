@@ -46,7 +46,7 @@ def check_key(key: object, name: str = "key") -> None:
         raise ValueError(f"{name}: want int64 [..., 2] made by key(seed), got {key.dtype} {list(key.shape)}")
 
 
-def philox(counter: tuple[Tensor, Tensor, Tensor | int, Tensor | int], seed: Tensor) -> tuple[Tensor, ...]:
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: Tensor) -> tuple[Tensor, ...]:
     """Ten rounds of Philox4x32 on four words below 2^32 (int64); ``seed`` int64 is the 64-bit key. Four such words."""
     c0, c1, c2, c3 = counter
     k0, k1 = seed & _M, (seed >> 32) & _M
@@ -56,13 +56,14 @@ def philox(counter: tuple[Tensor, Tensor, Tensor | int, Tensor | int], seed: Ten
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0, c1, c2, c3 = ((p1 >> 32) ^ (c1 ^ k0)) & _M, p1, ((p0 >> 32) ^ (c3 ^ k1)) & _M, p0
         k0, k1 = (k0 + _WEYL[0]) & _M, (k1 + _WEYL[1]) & _M
-    return c0, c1 & _M, c2, c3 & _M  # type: ignore[union-attr]
+    return c0, c1 & _M, c2, c3 & _M
 
 
 def _words(key: Key, blocks: Tensor) -> tuple[Tensor, ...]:
     """Words of the given counter blocks: key ``[..., 2]``, blocks ``[n]`` -> four of int64 ``[..., n]``."""
     position = key[..., 1:] + blocks
-    return philox((position & _M, (position >> 32) & _M, 0, 0), key[..., :1])
+    zero = torch.zeros_like(position)
+    return philox((position & _M, (position >> 32) & _M, zero, zero), key[..., :1])
 
 
 def fold_in(key: Key, data: int | Tensor) -> Key:

@@ -129,7 +129,7 @@ def _mask(x: Tensor, lengths: Tensor, spec: SubsamplingSpec) -> Tensor:
     """
     if not spec.masked:
         return x
-    return torch.where(valid_mask(lengths, x.shape[2])[:, None, :, None], x, 0.0)
+    return x * valid_mask(lengths, x.shape[2])[:, None, :, None]
 
 
 def _stage(stage: Params, x: Tensor, lengths: Tensor, spec: SubsamplingSpec) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from nest_fn.layers.random import fold_in, key, split
 
 from . import nemo
+from .analysis import features
 from .config import Config, ConfigError
 from .features import log_mel
 from .model import Batch, Output, abstract, encode, forward, init, loss, loss_sum, quantize
@@ -28,6 +29,7 @@ __all__ = [
     "Output",
     "abstract",
     "encode",
+    "features",
     "fold_in",
     "forward",
     "init",

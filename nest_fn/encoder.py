@@ -218,8 +218,9 @@ def _context(
         return choices[0]
     shares = torch.tensor(cfg.att_context_probs or [1.0 / len(choices)] * len(choices), device=device)
     drawn = (random.uniform(keys.context, ()) >= shares.cumsum(0)[:-1]).sum()
-    sides = torch.tensor(choices, device=device)[drawn]
-    return sides[0], sides[1]
+    # By index_select: a tensor as an index would be read on the host.
+    left, right = torch.tensor(choices, device=device).index_select(0, drawn[None])[0].unbind(0)
+    return left, right
 
 
 def _reduce(params: Params, x: Tensor, lengths: Tensor, cfg: EncoderConfig) -> tuple[Tensor, Tensor]:

@@ -148,8 +148,8 @@ def loss_sum(
         "correct": masked.correct,
         "overflow": masked.overflow,
         "valid_tokens": valid.sum(),
-        "token_counts": _histogram(seen.tokens, valid, cfg.num_classes),
-        "masked_token_counts": _histogram(seen.tokens, counted & valid, cfg.num_classes),
+        "token_counts": token_histogram(seen.tokens, valid, cfg.num_classes),
+        "masked_token_counts": token_histogram(seen.tokens, counted & valid, cfg.num_classes),
     }
     return masked.loss_sum, (metrics, seen.state)
 
@@ -233,7 +233,7 @@ def _mask(mask: Tensor | None, apply_mask: bool, key: Key | None, lengths: Tenso
     return draw_mask(key, lengths, frames, cfg.masking, cfg.mask_block)
 
 
-def _histogram(tokens: Tensor, counted: Tensor, classes: int) -> Tensor:
+def token_histogram(tokens: Tensor, counted: Tensor, classes: int) -> Tensor:
     """How often each class occurs: tokens ``[B, T, K]`` where ``counted [B, T]`` -> int64 ``[K, C]``."""
     tokens = tokens if tokens.ndim == 3 else tokens[..., None]
     by_book = tokens.flatten(0, 1).transpose(0, 1)

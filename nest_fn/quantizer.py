@@ -116,7 +116,8 @@ def _nearest(points: Tensor, codes: Tensor, dist_fn: str) -> Tensor:
     ids = torch.cat([torch.addmm(offset, piece, transposed).argmax(-1) for piece in pieces])
     if dist_fn == "cosine":
         return ids
-    # All codes are about as far from a zero vector (padding); the reference picks the smallest norm as it rounds.
+    # All codes are about as far from a zero vector (padding); the reference takes the smallest norm, so rounding
+    # decides, and compiled or on a GPU another code may win. Padding never reaches the loss.
     at_zero = torch.linalg.vector_norm(codes, dim=-1).argmin()
     return torch.where((points == 0).all(-1), at_zero, ids)
 

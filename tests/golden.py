@@ -1,4 +1,4 @@
-"""The fixed signal and weights of which the reference's golden numbers were taken (reference specification, appendix A)."""
+"""The fixed signal and weights of which the reference's golden numbers were taken (specification, appendix A)."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Training: manifests to batches, batches to steps, steps to checkpoints. The only part where anything has a history."""
+"""Training: manifests to batches, batches to steps, steps to checkpoints. Only here does anything have a history."""

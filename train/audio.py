@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from .errors import DataError, UsageError
 from .wav import IEEE_FLOAT, Source, Span, read_wav, wav_info
@@ -30,6 +31,7 @@ Channel: TypeAlias = Literal["error", "mix", "first"] | int
 _MP3_TOLERANCE = 0.5  # seconds: decoders disagree on the length of an MP3 file by the encoder's delay
 _TOLERANCE = 2  # frames at the file's rate
 _BLOCK = 1 << 24  # frames decoded at a time
+_MIN_RATE = 1000  # Hz
 _MAX_KERNEL = 4_000_000  # elements of a resampling kernel
 
 
@@ -143,8 +145,8 @@ def _check_length(got: int, start: int, wanted: int | None, rate: int, tolerance
     missing = (wanted or 0) - got
     if missing > (_TOLERANCE if tolerance is None else tolerance * rate):
         raise DataError(
-            f"{wanted} frames wanted from {start / rate:.3f} s on, {got} are there ({missing / rate:.3f} s missing); the "
-            "file is cut or the manifest's duration is wrong; repair it or set data.duration_tolerance"
+            f"{wanted} frames wanted from {start / rate:.3f} s on, {got} are there ({missing / rate:.3f} s missing); "
+            "the file is cut or the manifest's duration is wrong; repair it or set data.duration_tolerance"
         )
 
 
@@ -169,7 +171,7 @@ def _is_wav(source: Source) -> bool:
 def _soundfile(source: Source) -> Iterator[Any]:
     """An open ``soundfile.SoundFile``; a tar member is read into memory first."""
     soundfile = _import_soundfile()
-    target: object = os.fspath(source) if not isinstance(source, Span) else io.BytesIO(_span_bytes(source))
+    target: object = os.fsencode(source) if not isinstance(source, Span) else io.BytesIO(_span_bytes(source))
     try:
         with soundfile.SoundFile(target) as file:
             if file.samplerate < 1 or file.channels < 1:
@@ -232,7 +234,7 @@ def _one_channel(frames: NDArray[Any], channel: Channel) -> NDArray[Any]:
     if channel == "first" or (channels == 1 and channel in ("error", "mix")):
         return frames[:, 0]
     if channel == "mix":
-        return frames.mean(axis=1, dtype=np.float64).astype(np.float32) if frames.dtype.kind == "f" else _mix(frames)
+        return _mix(frames)
     if channel == "error":
         raise DataError(f"{channels} channels, one wanted; set data.channel to mix, first or the index of a channel")
     if not isinstance(channel, int) or not 0 <= channel < channels:
@@ -243,8 +245,9 @@ def _one_channel(frames: NDArray[Any], channel: Channel) -> NDArray[Any]:
 
 
 def _mix(frames: NDArray[Any]) -> NDArray[Any]:
-    """The mean of integer channels, rounded, in the type they have."""
-    return np.rint(frames.mean(axis=1, dtype=np.float64)).astype(frames.dtype)
+    """The mean of the channels in the type that they have, rounded if that is an integer."""
+    mean: NDArray[Any] = (frames / frames.shape[1]).sum(axis=1)  # divided first, so that no float overflows
+    return mean if frames.dtype.kind == "f" else np.rint(mean).astype(frames.dtype)
 
 
 def _to_int16(samples: NDArray[Any]) -> NDArray[np.int16]:
@@ -252,27 +255,33 @@ def _to_int16(samples: NDArray[Any]) -> NDArray[np.int16]:
     if samples.dtype == np.int16:
         return np.ascontiguousarray(samples)
     if samples.dtype == np.uint8:
-        return (samples.astype(np.int16) - 128) << 8
+        shifted: NDArray[np.int16] = (samples.astype(np.int16) - 128) << 8
+        return shifted
     if samples.dtype.kind == "i":
         return (samples >> 16).astype(np.int16)
-    scaled = np.multiply(samples, 32768.0, dtype=np.float64 if samples.dtype.itemsize == 8 else np.float32)
-    return np.clip(np.rint(scaled), -32768, 32767).astype(np.int16)
+    return np.rint(_scaled(samples)).astype(np.int16)
+
+
+def _scaled(samples: NDArray[Any]) -> NDArray[np.float32]:
+    """Samples as float32 on int16's scale, clipped to its range."""
+    if samples.dtype.kind != "f":
+        return _to_int16(samples).astype(np.float32)
+    clipped: NDArray[np.float32] = (np.clip(samples, -1.0, 32767 / 32768) * 32768).astype(np.float32)
+    return clipped
 
 
 def _resample(samples: NDArray[Any], rate: int, wanted: int) -> NDArray[np.int16]:
     """Windowed-sinc resampling with torchaudio's fixed default kernel, in float32."""
+    if rate < _MIN_RATE:  # resampling would make a large thing of a small file
+        raise DataError(f"the header says {rate} Hz, no less than {_MIN_RATE} Hz is resampled")
     divisor = math.gcd(rate, wanted)
     if (rate // divisor) * (wanted // divisor) > _MAX_KERNEL:
         raise DataError(
             f"{rate} Hz to {wanted} Hz is {rate // divisor}:{wanted // divisor}, too fine a ratio; convert it"
         )
-    if samples.dtype.kind == "f":
-        wave = torch.from_numpy(np.multiply(samples, 32768.0, dtype=np.float32))
-    else:
-        wave = torch.from_numpy(_to_int16(samples).astype(np.float32))
     with torch.no_grad():
-        out = _resampler(rate, wanted)(wave[None])[0]
-    return out.round_().clamp_(-32768, 32767).to(torch.int16).numpy()
+        out: Tensor = _resampler(rate, wanted)(torch.from_numpy(_scaled(samples))[None])[0]
+    return np.asarray(out.round_().clamp_(-32768, 32767).to(torch.int16).numpy())
 
 
 @lru_cache(maxsize=16)

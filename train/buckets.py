@@ -1,11 +1,11 @@
 """Which padded widths an epoch uses: a pure function of the lengths and the batching settings.
 
-Shapes are static: bucket ``k`` has ``rows[k]`` rows of ``width[k]`` samples. The widths are those that pad the corpus least
-among all choices of at most ``num_buckets`` (an exact dynamic programme over the histogram of lengths). ``N`` samples make
-``N // 160 + 1`` spectrogram frames, so a width ``N = 10240 m - 160`` makes ``64 m`` of them, or ``8 m`` encoder frames,
-a number that matrix units like. Up to 4 s, where 0.64 s would pad too much, widths are ``2560 m - 160``, or ``2 m`` encoder
-frames. A batch has as many rows as ``batch_seconds`` holds; where the corpus makes so few batches that the empty rows of
-the last one weigh, a smaller budget is taken.
+Shapes are static: bucket ``k`` has ``rows[k]`` rows of ``width[k]`` samples. The widths are those that pad the corpus
+least among all choices of at most ``num_buckets`` (an exact dynamic programme over the histogram of lengths). ``N``
+samples make ``N // 160 + 1`` spectrogram frames, so a width ``N = 10240 m - 160`` makes ``64 m`` of them, or ``8 m``
+encoder frames, a number that matrix units like. Up to 4 s, where 0.64 s would pad too much, widths are ``2560 m -
+160``, or ``2 m`` encoder frames. A batch has as many rows as ``batch_seconds`` holds; where the corpus makes so few
+batches that the empty rows of the last one weigh, a smaller budget is taken.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Shapes:
 
 
 def choose_shapes(lengths: NDArray[np.int64], config: DataConfig, sample_rate: int = 16000) -> Shapes:
-    """The shapes that waste least for these lengths (samples ``[n]``). Raises ``UsageError`` if the budget is too small."""
+    """The shapes that waste least for lengths in samples, ``[n]``. Raises ``UsageError`` if the budget is too small."""
     choices = _widths(lengths, config.num_buckets)
     best, least = _best(choices, lengths, config, sample_rate, _SHARES[0])
     for share in _SHARES[1:]:
@@ -64,7 +64,7 @@ def batch_counts(shapes: Shapes, counts: NDArray[np.int64]) -> list[int]:
 
 
 def moves_up(shapes: Shapes, bucket: int, left: int) -> bool:
-    """Whether ``left`` utterances, too few for a batch, pad less in the next wider bucket than empty rows would here."""
+    """Whether ``left`` utterances, too few for a batch, pad less in the next wider bucket than empty rows here."""
     if bucket + 1 == len(shapes.width):
         return False
     return left * int(shapes.width[bucket + 1]) <= int(shapes.rows[bucket] * shapes.width[bucket])
@@ -85,10 +85,8 @@ def _best(
     return shapes, padded
 
 
-def _rows(
-    width: NDArray[np.int64], lengths: NDArray[np.int64], budget: int, config: DataConfig
-) -> NDArray[np.int64]:
-    """Rows of each bucket: what the budget holds, in multiples of ``row_multiple``, and no more than there are utterances."""
+def _rows(width: NDArray[np.int64], lengths: NDArray[np.int64], budget: int, config: DataConfig) -> NDArray[np.int64]:
+    """Rows of each bucket: what the budget holds, in multiples of ``row_multiple``, no more than utterances."""
     multiple = config.row_multiple
     most = min(config.max_batch_size // multiple, -(-len(lengths) // multiple)) * multiple
     if most < multiple:
@@ -98,7 +96,7 @@ def _rows(
     if multiple * longest > budget:
         raise UsageError(
             f"data: batch_seconds {config.batch_seconds} cannot hold {multiple} rows of the longest utterance, "
-            f"{longest / budget * config.batch_seconds:.2f} s; raise batch_seconds, or lower max_duration or row_multiple"
+            f"{longest / budget * config.batch_seconds:.2f} s; raise batch_seconds, lower max_duration or row_multiple"
         )
     return np.maximum(rows, multiple)  # the width may exceed the budget by its rounding alone
 

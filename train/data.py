@@ -4,8 +4,8 @@ A batch is a pure function of the files, the seed, the epoch and the plan: worke
 not depend on how many there are, and a run resumes at (epoch, batch) without a replay. Mixing comes later, on the
 device: here an utterance only gets its noise beside it. Rows are int16 from file to device.
 
-An utterance shorter than ``min_audio`` is filled up to it with silence (``pad``) or by repeating itself (``repeat``), and
-counts as long as that (spec 7.2, Q30). An empty row of the plan, or a bad one under ``on_error=zero_weight``, has
+An utterance shorter than ``min_audio`` is filled up to it with silence (``pad``) or by repeating itself (``repeat``),
+and counts as long as that (spec 7.2, Q30). An empty row of the plan, or a bad one under ``on_error=zero_weight``, has
 ``audio_len`` 0 and ``weight`` 0.
 """
 
@@ -95,12 +95,14 @@ def open_dataset(config: DataConfig, seed: int, *, split: str = "train", sample_
     manifest = load_manifest(
         files, min_duration=config.min_duration, max_duration=config.max_duration, root=config.root, shards=shards,
         channel=config.channel, check_files=config.check_files, workers=config.num_workers,
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
     least = max(1, round(config.min_audio * sample_rate))
     length = np.maximum(np.rint(manifest.duration * sample_rate).astype(np.int64), least)
+    weight = _weights(manifest, config) if train else None
+    often = length if weight is None else np.repeat(length, np.ceil(weight).astype(np.int64))
     return Dataset(
-        manifest, length, choose_shapes(length, config, sample_rate), config, seed, sample_rate,
-        shuffle=train and config.shuffle, weight=_weights(manifest, config) if train else None,
+        manifest, length, choose_shapes(often, config, sample_rate), config, seed, sample_rate,
+        shuffle=train and config.shuffle, weight=weight,
         noise=load_clips(config.noise, config, sample_rate) if config.noise else None,
     )  # fmt: skip
 
@@ -110,8 +112,8 @@ def batches(
 ) -> Iterator[RawBatch]:
     """One rank's batches in order from position (epoch, batch) on; without end, or for ``epochs`` more epochs.
 
-    ``num_workers`` threads work ``prefetch`` batches ahead. The next position is (epoch, batch + 1) of the batch at hand.
-    Raises ``DataError`` as ``on_error``, ``max_bad_fraction`` and ``timeout_s`` say.
+    ``num_workers`` threads work ``prefetch`` batches ahead. The next position is (epoch, batch + 1) of the batch at
+    hand. Raises ``DataError`` as ``on_error``, ``max_bad_fraction`` and ``timeout_s`` say.
     """
     config = dataset.config
     made = ordered_map(
@@ -136,7 +138,7 @@ def batches(
 
 
 def load_batch(dataset: Dataset, planned: PlannedBatch, epoch: int, number: int = 0) -> RawBatch:
-    """Read and collate one planned batch. Raises ``DataError`` unless ``on_error=zero_weight``, which notes it in ``bad``."""
+    """Read and collate a planned batch. Raises ``DataError``; ``on_error=zero_weight`` notes it in ``bad`` instead."""
     rows = len(planned.index)
     audio = np.zeros((rows, planned.width), np.int16)
     noise = np.zeros((rows, planned.width), np.int16)
@@ -175,7 +177,7 @@ def read_utterance(dataset: Dataset, index: int) -> NDArray[np.int16]:
         manifest.source(index), float(manifest.offset[index]), float(manifest.duration[index]),
         sample_rate=dataset.sample_rate, channel=config.channel, resample=config.resample,
         tolerance=config.duration_tolerance, where=manifest.where(index),
-    )[: int(dataset.length[index])]  # type: ignore[arg-type]  # fmt: skip
+    )[: int(dataset.length[index])]  # fmt: skip
     least = round(config.min_audio * dataset.sample_rate)
     if len(clip) >= least:
         return clip
@@ -193,9 +195,7 @@ class _Work(NamedTuple):
         return f"batch {self.batch} of epoch {self.epoch}"
 
 
-def _work(
-    dataset: Dataset, epoch: int, batch: int, rank: int, world: int, epochs: int | None
-) -> Iterator[_Work]:
+def _work(dataset: Dataset, epoch: int, batch: int, rank: int, world: int, epochs: int | None) -> Iterator[_Work]:
     """The rank's parts of the planned batches."""
     stream = plan_stream(
         dataset.length, dataset.manifest.utterance, dataset.shapes, seed=dataset.seed, epoch=epoch, batch=batch,

@@ -1,9 +1,9 @@
 """The random words of the data side: pure functions of (seed, stream, epoch, utterance), 64 bits each.
 
-``stream_key`` hashes the first three with BLAKE2b to 64 bits. Word ``j`` of utterance ``u`` is
-``mix(mix(u ^ key) + (j + 1) * GAMMA)``, where ``mix`` is the finaliser of SplitMix64 (Steele, Lea, Flood: "Fast
-splittable pseudorandom number generators", OOPSLA 2014) and GAMMA its increment. So what is drawn for an utterance depends
-on no worker, rank, order or earlier draw. The streams in use: ``shuffle``, ``batches``, ``weight``, ``noise_choice``.
+``stream_key`` hashes the first three with BLAKE2b to 64 bits. Word ``j`` of utterance ``u`` is ``mix(mix(u ^ key) +
+(j + 1) * GAMMA)``, where ``mix`` is the finaliser of SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom
+number generators", OOPSLA 2014) and GAMMA its increment. So what is drawn for an utterance depends on no worker,
+rank, order or earlier draw. The streams in use: ``shuffle``, ``batches``, ``weight``, ``noise_choice``.
 """
 
 from __future__ import annotations

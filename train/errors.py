@@ -6,17 +6,26 @@ A message says what was asked, what came, and what to do. Errors of the configur
 from __future__ import annotations
 
 from nest_fn.config.errors import ConfigError
+from nest_fn.errors import CheckpointError, NestError
+
+__all__ = [
+    "EXIT_FAILURE",
+    "EXIT_INTERRUPTED",
+    "EXIT_PREEMPTED",
+    "EXIT_USAGE",
+    "CheckpointError",
+    "DataError",
+    "DistributedError",
+    "NestError",
+    "NonFiniteError",
+    "UsageError",
+    "exit_code",
+]
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_PREEMPTED = 75  # saved after a request to stop: please start again
 EXIT_INTERRUPTED = 130  # Ctrl-C
-
-
-class NestError(Exception):
-    """Base of every error that this library raises while it trains; ``exit_code`` is the command's."""
-
-    exit_code = EXIT_FAILURE
 
 
 class UsageError(NestError):
@@ -29,12 +38,6 @@ class DataError(NestError):
     """A manifest, an audio file or a shard cannot be used."""
 
     exit_code = 3
-
-
-class CheckpointError(NestError):
-    """A checkpoint is missing, damaged or of another run."""
-
-    exit_code = 4
 
 
 class NonFiniteError(NestError):

@@ -1,9 +1,9 @@
 """Manifests: which utterances there are, where their audio is and how long it lasts (spec, section 7.1).
 
-A manifest is JSON lines. ``load_manifest`` reads one or several strictly, reports all bad lines at once, reads the headers
-of files without a ``duration``, filters by duration and keeps columns, so that a million lines fit. An utterance's id is
-its path relative to the common folder of all manifests, with offset and duration to the millisecond: it does not change
-when the data set moves, and all that is drawn for an utterance is keyed by its hash.
+A manifest is JSON lines. ``load_manifest`` reads one or several strictly, reports all bad lines at once, reads the
+headers of files without a ``duration``, filters by duration and keeps columns, so that a million lines fit. An
+utterance's id is its path relative to the common folder of all manifests, with offset and duration to the
+millisecond: it does not change when the data set moves, and all that is drawn for an utterance is keyed by its hash.
 """
 
 from __future__ import annotations
@@ -59,11 +59,12 @@ class Manifest:
         return f"{self.files[self.file[index]]}:{self.line[index]}"
 
     def relative_path(self, index: int) -> str:
-        """The audio's path relative to the common folder of all manifests, with forward slashes; absolute if outside."""
+        """The audio's path relative to the common folder of all manifests; absolute if it lies outside."""
         name = self.names[index]
         if os.path.isabs(name):
-            return os.path.relpath(name, self._common) if name.startswith(self._common + os.sep) else name
-        joined = self._prefixes[self.file[index]] + name
+            inside = name.startswith(os.path.join(self._common, ""))
+            return str(os.path.relpath(name, self._common)) if inside else name
+        joined: str = self._prefixes[self.file[index]] + name
         return os.path.normpath(joined) if "./" in joined or "//" in joined else joined
 
     def identity(self, index: int) -> str:
@@ -140,9 +141,9 @@ def load_manifest(
 ) -> Manifest:
     """Read manifests and keep the utterances with ``min_duration <= duration <= max_duration`` (seconds), in order.
 
-    ``files`` is one path, several separated by commas, or a list; ``root``, if given, is the folder that all audio must lie
-    below; ``shards`` are patterns of tar archives that hold the audio. ``check_files=False`` leaves out the look at
-    every file. Raises ``DataError`` with the first 20 problems and their total.
+    ``files`` is one path, several separated by commas, or a list; ``root``, if given, is the folder that all audio
+    must lie below; ``shards`` are patterns of tar archives that hold the audio. ``check_files=False`` leaves out the
+    look at every file. Raises ``DataError`` with the first 20 problems and their total.
     """
     paths = manifest_files(files)
     index = index_shards(shards, workers) if shards else None
@@ -160,7 +161,7 @@ def manifest_files(files: str | Path | Sequence[str | Path]) -> list[str]:
     """Paths from one, a list, or a string with commas. Raises ``DataError`` if there are none."""
     listed = [files] if isinstance(files, (str, Path)) else list(files)
     paths: list[str] = []
-    for item in map(os.fspath, listed):
+    for item in (os.fspath(entry) for entry in listed):
         parts = [item] if os.path.exists(item) else [part.strip() for part in item.split(",")]
         paths += [os.path.expanduser(part) for part in parts if part]
     if not paths:
@@ -182,7 +183,8 @@ def write_manifest(path: str | Path, entries: Iterable[Mapping[str, Any]]) -> No
 
 def _parse(paths: list[str], shards: ShardIndex | None) -> Manifest:
     """All lines of all files as columns, tar members looked up."""
-    problems, names = Problems(), []
+    problems = Problems()
+    names: list[str] = []
     numbers: list[tuple[float, float, int, int, int, int]] = []
     for file_number, path in enumerate(paths):
         before = len(names)

@@ -1,7 +1,7 @@
 """The lines of a manifest: JSON objects, one an utterance, each read strictly and every bad one reported.
 
-``audio_filepath`` (or ``audio_filename``) is wanted; ``duration`` and ``offset`` are seconds; ``shard_id`` belongs to tar
-shards; every other key passes through untouched. Spec, section 7.1.
+``audio_filepath`` (or ``audio_filename``) is wanted; ``duration`` and ``offset`` are seconds; ``shard_id`` belongs to
+tar shards; every other key passes through untouched. Spec, section 7.1.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Problems:
 
 
 def read_entries(file: str, problems: Problems) -> Iterator[Entry]:
-    """The utterances of one manifest in order; bad lines go to ``problems``. Raises ``DataError`` if it cannot be opened."""
+    """The utterances of a manifest, in order; bad lines go to ``problems``. Raises ``DataError`` if it is missing."""
     try:
         with open(file, "rb") as stream:
             position = 0
@@ -109,7 +109,7 @@ def _check_name(name: object) -> None:
     try:
         os.fsencode(name)
     except UnicodeEncodeError:
-        raise DataError(f"audio_filepath {ascii(name)} holds a lone surrogate, which no file name can have") from None
+        raise DataError(f"audio_filepath {name!a} holds a lone surrogate, which no file name can have") from None
 
 
 def _seconds(value: object, key: str, missing: float) -> float:

@@ -1,9 +1,9 @@
 """The noise pool: int16 clips in memory up to a budget, the rest read from disk when they are drawn.
 
-The rule (spec 7.3, with Q31 mended): for an utterance of ``n`` samples draw a clip, each alike, and, if it is longer than
-``n``, where to begin, each place alike. A crop without energy (all samples 0) is drawn again, up to 10 times; then it
-stays zeros of length ``n``. A clip shorter than ``n`` is taken whole with its own length: whoever mixes it repeats it.
-All draws are words of (seed, ``noise_choice``, epoch, utterance), so they depend on nothing else.
+The rule (spec 7.3, with Q31 mended): for an utterance of ``n`` samples draw a clip, each alike, and, if it is longer
+than ``n``, where to begin, each place alike. A crop without energy (all samples 0) is drawn again, up to 10 times;
+then it stays zeros of length ``n``. A clip shorter than ``n`` is taken whole with its own length: whoever mixes it
+repeats it. All draws are words of (seed, ``noise_choice``, epoch, utterance), so they depend on nothing else.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ class ClipPool:
 
 
 def load_clips(files: Sequence[str], config: DataConfig, sample_rate: int = 16000) -> ClipPool:
-    """Open a pool (noise, or room responses) and fill its memory in the order of the manifests. Raises ``DataError``."""
+    """Open a pool (noise, room responses) and fill its memory in the order of the manifests. Raises ``DataError``."""
     manifest = load_manifest(
         files, root=config.root, channel=config.channel, check_files=config.check_files, workers=config.num_workers
-    )  # type: ignore[arg-type]
+    )
     length = np.maximum(np.rint(manifest.duration * sample_rate).astype(np.int64), 1)
     held = int(np.searchsorted(np.cumsum(length) * 2, config.noise_budget_mb * _MIB, side="right"))
 
@@ -92,4 +92,4 @@ def _read(
     return read_audio(
         manifest.source(clip), offset, duration, sample_rate=sample_rate, channel=config.channel,
         resample=config.resample, tolerance=config.duration_tolerance, where=manifest.where(clip),
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip

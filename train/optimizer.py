@@ -1,37 +1,55 @@
-"""Optimizers as pairs of pure functions: ``init(params) -> state``, ``update(params, grads, state, lr) -> both new``."""
+"""Optimizers as pairs of functions: ``init(params) -> state``, ``update(params, grads, state, lr) -> both new``.
+
+The arithmetic is torch.optim's own, through its functional form and fused kernels. These write in place; here they are
+given copies, so that ``update`` is pure, unless its caller donates its arguments and promises to forget them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch.optim.adam import adam as torch_adam
+from torch.optim.adamw import adamw as torch_adamw
+from torch.optim.sgd import sgd as torch_sgd
 
 from nest_fn.config import OptimConfig
-from nest_fn.layers.tree import flatten, tree_map
-from nest_fn.layers.types import Params, Tensor
+from nest_fn.layers.types import Tensor
+
+Leaves = Mapping[str, Tensor]
+"""Parameters by dotted path (``flatten`` of a tree)."""
+
+
+class Update(Protocol):
+    """``update(params, grads, state, lr) -> (params, state)``, leaves by path."""
+
+    def __call__(
+        self, params: Leaves, grads: Leaves, state: Any, lr: float, *, donate: bool = False
+    ) -> tuple[dict[str, Tensor], Any]:
+        """``donate=True`` may overwrite ``params`` and ``state`` instead of copying them."""
 
 
 class Optimizer(NamedTuple):
-    """A rule of descent. ``update(params, grads, state, lr) -> (params, state)``; nothing given is written to."""
+    """A rule of descent."""
 
-    init: Callable[[Params], Any]
-    update: Callable[[Params, Params, Any, Tensor], tuple[Params, Any]]
+    init: Callable[[Leaves], Any]
+    update: Update
 
 
 class AdamState(NamedTuple):
-    """Updates done and the running means of gradients and of their squares."""
+    """Updates done (float32 scalar) and the running means of gradients and of their squares, by path."""
 
-    count: Tensor  # float32, so that a compiled update needs no conversion
-    mean: Params
-    square: Params
+    count: Tensor
+    mean: dict[str, Tensor]
+    square: dict[str, Tensor]
 
 
 class MomentumState(NamedTuple):
-    """Updates done and the velocity."""
+    """Updates done (float32 scalar) and velocity, by path."""
 
     count: Tensor
-    velocity: Params
+    velocity: dict[str, Tensor]
 
 
 def adamw(
@@ -39,50 +57,45 @@ def adamw(
 ) -> Optimizer:
     """Adam with decay of all parameters, biases and norms too, as NEST has it (arXiv 1711.05101; spec 6.4).
 
-    ``decoupled=False`` adds the decay to the gradient instead, which is torch.optim.Adam.
+    ``decoupled=False`` adds the decay to the gradient instead: torch.optim.Adam.
     """
-    beta1, beta2 = betas
+    rule = torch_adamw if decoupled else torch_adam
 
-    def init(params: Params) -> AdamState:
-        return AdamState(_zero(params), tree_map(torch.zeros_like, params), tree_map(torch.zeros_like, params))
+    def init(params: Leaves) -> AdamState:
+        return AdamState(_zero(params), _zeros_like(params), _zeros_like(params))
 
-    def update(params: Params, grads: Params, state: AdamState, lr: Tensor) -> tuple[Params, AdamState]:
-        count = state.count + 1
-        correction1, correction2 = 1 - beta1**count, 1 - beta2**count
-
-        def one(p: Tensor, g: Tensor, m: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            if not decoupled and weight_decay:
-                g = g + weight_decay * p
-            m = torch.lerp(m, g, 1 - beta1)
-            v = v * beta2 + g * g * (1 - beta2)
-            kept = p * (1 - lr * weight_decay) if decoupled and weight_decay else p
-            return kept - (lr / correction1) * m / (torch.sqrt(v) / torch.sqrt(correction2) + eps), m, v
-
-        moved = tree_map(lambda *leaves: _Three(one(*leaves)), params, grads, state.mean, state.square)
-        params, mean, square = (tree_map(lambda leaf, i=i: leaf.three[i], moved) for i in range(3))
-        return params, AdamState(count, mean, square)
+    def update(
+        params: Leaves, grads: Leaves, state: AdamState, lr: float, *, donate: bool = False
+    ) -> tuple[dict[str, Tensor], AdamState]:
+        params, mean, square = (_own(tree, donate) for tree in (params, state.mean, state.square))
+        # The kernel counts up for each tensor; ours is one count for all.
+        counts = [state.count.clone() for _ in params]
+        rule(
+            list(params.values()), [grads[path] for path in params], [mean[path] for path in params],
+            [square[path] for path in params], [], counts, fused=True, amsgrad=False, maximize=False,
+            beta1=betas[0], beta2=betas[1], lr=lr, weight_decay=weight_decay, eps=eps,
+        )  # fmt: skip
+        return params, AdamState(state.count + 1, mean, square)
 
     return Optimizer(init, update)
 
 
-class _Three:
-    """Three results held as one leaf of a tree."""
-
-    def __init__(self, three: tuple[Tensor, Tensor, Tensor]) -> None:
-        self.three = three
-
-
 def sgd(momentum: float = 0.9, weight_decay: float = 0.0) -> Optimizer:
-    """Gradient descent with momentum, as torch.optim.SGD."""
+    """Gradient descent with momentum: torch.optim.SGD."""
 
-    def init(params: Params) -> MomentumState:
-        return MomentumState(_zero(params), tree_map(torch.zeros_like, params))
+    def init(params: Leaves) -> MomentumState:
+        return MomentumState(_zero(params), _zeros_like(params))
 
-    def update(params: Params, grads: Params, state: MomentumState, lr: Tensor) -> tuple[Params, MomentumState]:
-        velocity = tree_map(
-            lambda p, g, u: u * momentum + (g + weight_decay * p if weight_decay else g), params, grads, state.velocity
-        )
-        return tree_map(lambda p, u: p - lr * u, params, velocity), MomentumState(state.count + 1, velocity)
+    def update(
+        params: Leaves, grads: Leaves, state: MomentumState, lr: float, *, donate: bool = False
+    ) -> tuple[dict[str, Tensor], MomentumState]:
+        params, velocity = _own(params, donate), _own(state.velocity, donate)
+        torch_sgd(
+            list(params.values()), [grads[path] for path in params], [velocity[path] for path in params],
+            foreach=True, fused=False, weight_decay=weight_decay, momentum=momentum, lr=lr, dampening=0.0,
+            nesterov=False, maximize=False,
+        )  # fmt: skip
+        return params, MomentumState(state.count + 1, velocity)
 
     return Optimizer(init, update)
 
@@ -94,20 +107,23 @@ def make_optimizer(cfg: OptimConfig) -> Optimizer:
     return adamw(cfg.betas, cfg.eps, cfg.weight_decay, decoupled=cfg.name == "adamw")
 
 
-def global_norm(tree: Params) -> Tensor:
-    """Root of the sum of squares of all leaves, float32."""
-    leaves = list(flatten(tree).values())
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(leaves)).float())
+def global_norm(leaves: Leaves) -> Tensor:
+    """Root of the sum of squares of all leaves, a float32 (or float64) scalar."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(leaves.values()))))
 
 
-def clip(grads: Params, norm: Tensor, limit: float) -> Params:
-    """Gradients scaled down to a global norm of ``limit``; 0 means no limit."""
-    if limit <= 0:
-        return grads
-    scale = (limit / (norm + 1e-6)).clamp(max=1.0)
-    return tree_map(lambda grad: grad * scale.to(grad.dtype), grads)
+def scale(leaves: Leaves, factor: Tensor) -> dict[str, Tensor]:
+    """All leaves times a scalar."""
+    return dict(zip(leaves, torch._foreach_mul(list(leaves.values()), factor), strict=True))
 
 
-def _zero(params: Params) -> Tensor:
-    first = next(iter(flatten(params).values()))
-    return torch.zeros((), dtype=torch.float32, device=first.device)
+def _own(leaves: Leaves, donate: bool) -> dict[str, Tensor]:
+    return dict(leaves) if donate else {path: leaf.clone() for path, leaf in leaves.items()}
+
+
+def _zeros_like(leaves: Leaves) -> dict[str, Tensor]:
+    return {path: torch.zeros_like(leaf) for path, leaf in leaves.items()}
+
+
+def _zero(leaves: Leaves) -> Tensor:
+    return torch.zeros((), dtype=torch.float32, device=next(iter(leaves.values())).device)

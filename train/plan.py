@@ -1,16 +1,16 @@
 """The batch plan of an epoch: a pure function of (utterances, lengths, seed, epoch, batching settings).
 
-Batches are planned for all ranks together and cut into rank parts afterwards, so the order of utterances does not depend
-on how many ranks or workers there are. Every utterance comes once in an epoch (as often as its weight says). What is left
-over in a bucket moves to the next wider one where that pads less; the last batch of the rest is filled up with empty
-rows (index -1, loss weight 0), so shapes stay static. A position in the plan is two integers: (epoch, batch).
+Batches are planned for all ranks together and cut into rank parts afterwards, so the order of utterances does not
+depend on how many ranks or workers there are. Every utterance comes once in an epoch (as often as its weight says).
+What is left over in a bucket moves to the next wider one where that pads less; the last batch of the rest is filled
+up with empty rows (index -1, loss weight 0), so shapes stay static. A position in the plan is two integers: (epoch,
+batch).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,8 @@ from .buckets import Shapes, moves_up
 from .draws import copy_hash, stream_key, words
 
 
-class PlannedBatch(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class PlannedBatch:
     """One batch, or one rank's part of it: which utterance stands in which row."""
 
     width: int  # samples
@@ -28,7 +29,7 @@ class PlannedBatch(NamedTuple):
     copy: NDArray[np.int64]  # [B] 0 but for the second, third, ... time in one epoch
 
     def part(self, rank: int, world: int) -> PlannedBatch:
-        """Rows ``rank, rank + world, ...``; every rank gets as many, empty rows being added where ``world`` wants them."""
+        """Rows ``rank, rank + world, ...``; empty rows are added so that every rank gets as many."""
         if not 0 <= rank < world:
             raise ValueError(f"plan: rank {rank} of {world} ranks; want 0 <= rank < {world}")
         extra = -len(self.row) % world
@@ -97,7 +98,7 @@ def plan_epoch(
     """Plan one epoch of utterances with ``lengths`` (samples ``[n]``) and id hashes ``utterance`` ``[n]``.
 
     ``weight`` ``[n]`` says how often each comes in an epoch (None: once). ``shuffle=False`` keeps the order of the
-    utterances within a bucket and takes the widest buckets first. Spec: faults.md R0-R2 in words; NeMo's has no such plan.
+    utterances within a bucket and takes the widest buckets first.
     """
     index, copy = _occurrences(len(lengths), weight, seed, epoch)
     if shuffle:
@@ -147,8 +148,8 @@ def _occurrences(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Which utterances an epoch holds and the how-manieth time: index and copy.
 
-    Utterance ``i`` with weight ``w`` has come ``floor(w e + u_i)`` times before epoch ``e``, the ``u_i`` being spread evenly
-    over [0, 1) in a random order: so a weight of one half takes turns between two halves of the corpus.
+    Utterance ``i`` with weight ``w`` has come ``floor(w e + u_i)`` times before epoch ``e``, the ``u_i`` being spread
+    evenly over [0, 1) in a random order: so a weight of one half takes turns between two halves of the corpus.
     """
     if weight is None:
         return np.arange(count), np.zeros(count, np.int64)

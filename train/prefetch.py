@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
@@ -36,7 +37,7 @@ def ordered_map(
     timeout_s: float | None = None,
     name: str = "worker",
 ) -> Iterator[B]:
-    """``map(function, items)`` by ``workers`` threads (0: none, in the caller), at most ``ahead`` items before the consumer.
+    """``map(function, items)`` by ``workers`` threads (0: in the caller), at most ``ahead`` items ahead.
 
     The order of results is that of the items for any number of workers. An exception is raised where its item would
     have come, with its own traceback. Raises ``DataError`` when a worker needs more than ``timeout_s`` seconds.
@@ -51,9 +52,9 @@ def ordered_map(
     waiting: deque[_Task[A, B]] = deque()
     try:
         while True:
-            while len(waiting) < max(workers, ahead) and (task := _next_task(source)) is not None:
-                waiting.append(task)
-                queue.put(task)
+            for item in islice(source, max(workers, ahead) - len(waiting)):
+                waiting.append(_Task(item))
+                queue.put(waiting[-1])
             if not waiting:
                 return
             yield _result(waiting.popleft(), timeout_s, name)
@@ -61,13 +62,6 @@ def ordered_map(
         _drain(queue)
         for _ in range(workers):
             queue.put(None)
-
-
-def _next_task(source: Iterator[A]) -> _Task[A, B] | None:
-    """The next item as a task, None at the end."""
-    for item in source:
-        return _Task(item)
-    return None
 
 
 def _result(task: _Task[A, B], timeout_s: float | None, name: str) -> B:

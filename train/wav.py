@@ -6,12 +6,13 @@ may also be a byte range of another one (a member of a tar archive): see ``Span`
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +63,7 @@ class WavInfo(NamedTuple):
 
 
 def wav_info(source: Source) -> WavInfo:
-    """Read and check the header of a WAV file. Raises ``DataError``, and ``OSError`` where the file cannot be opened."""
+    """Read and check the header of a WAV file. Raises ``DataError``, and ``OSError`` if it cannot be opened."""
     with _open(source) as (file, base, size):
         return _header(file, base, size, str(source))
 
@@ -96,16 +97,16 @@ def write_wav(path: str | Path, samples: NDArray[np.int16], sample_rate: int = 1
 
 
 @contextmanager
-def _open(source: Source) -> Iterator[tuple[BinaryIO, int, int]]:
+def _open(source: Source) -> Iterator[tuple[io.BufferedReader, int, int]]:
     """Open a source for reading: the file, the first byte of the source in it, and its number of bytes."""
     span = source if isinstance(source, Span) else None
-    with open(span.path if span else source, "rb") as file:  # type: ignore[arg-type]
+    with open(source.path if isinstance(source, Span) else source, "rb") as file:
         total = os.fstat(file.fileno()).st_size
         base = min(span.start, total) if span else 0
         yield file, base, min(span.size, total - base) if span else total
 
 
-def _header(file: BinaryIO, base: int, size: int, name: str) -> WavInfo:
+def _header(file: io.BufferedReader, base: int, size: int, name: str) -> WavInfo:
     """Walk the chunks up to the samples."""
     file.seek(base)
     riff = file.read(min(12, size))

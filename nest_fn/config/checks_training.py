@@ -25,8 +25,8 @@ def check_training(config: Config, problems: Problems) -> None:
 
 def _check_data(section: DataConfig, problems: Problems) -> None:
     path = "data."
-    at_least(problems, section, path, 0, "min_duration", "num_workers")
-    at_least(problems, section, path, 1, "max_batch_size", "num_buckets", "prefetch", "noise_budget_mb")
+    at_least(problems, section, path, 0, "min_duration", "num_workers", "duration_tolerance")
+    at_least(problems, section, path, 1, "max_batch_size", "row_multiple", "num_buckets", "prefetch", "noise_budget_mb")
     for field in ("max_duration", "batch_seconds", "min_audio", "timeout_s"):
         problems.require(getattr(section, field) > 0, path + field, "must be above 0 seconds")
     low, high = section.min_duration, section.max_duration
@@ -34,11 +34,8 @@ def _check_data(section: DataConfig, problems: Problems) -> None:
     shares(problems, section, path, "max_bad_fraction")
     one_of(problems, path + "short_audio", section.short_audio, ("pad", "repeat"))
     one_of(problems, path + "on_error", section.on_error, ("raise", "zero_weight"))
-    channel = section.channel
-    if isinstance(channel, str):
-        one_of(problems, path + "channel", channel, ("error", "mix", "first"))
-    else:
-        problems.require(channel >= 0, path + "channel", f"must be error, mix, first or an index; got {channel}")
+    if isinstance(section.channel, int):
+        problems.require(section.channel >= 0, path + "channel", f"must be an index from 0; got {section.channel}")
     if section.weights is not None:
         fits = len(section.weights) == len(section.train) and all(weight > 0 for weight in section.weights)
         why = f"must hold one number above 0 for each of {len(section.train)} training manifests"

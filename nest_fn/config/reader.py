@@ -30,7 +30,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """One node; its size is known before the next one is read, so that a bomb never goes off."""
-        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+        mark = self.peek_event().start_mark
         self.nesting += 1
         if self.nesting > MAX_DEPTH:
             raise yaml.MarkedYAMLError(problem=f"nested deeper than {MAX_DEPTH} levels", problem_mark=mark)
@@ -90,6 +90,11 @@ _resolver(
 )
 _resolver("merge", "<<", "<")
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_core_int)
+
+
+def resolvers() -> dict[str, list[Any]]:
+    """The rules by which plain scalars get their types, for a writer that must quote what they would mistake."""
+    return {first: list(rules) for first, rules in _Loader.yaml_implicit_resolvers.items()}
 
 
 def parse(text: str, source: str = "config") -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class DataConfig:
     shuffle: bool = True
     num_workers: int = 4
     prefetch: int = 4  # batches ahead of the step
-    channel: str | int = "error"  # error, mix, first, or an index
+    channel: Literal["error", "mix", "first"] | int = "error"  # or the index of one channel
     resample: bool = True  # False: a file of another sample rate is an error
     short_audio: str = "pad"  # pad, repeat: what fills an utterance shorter than min_audio (spec 7.2, Q30)
     min_audio: float = 1.0  # seconds

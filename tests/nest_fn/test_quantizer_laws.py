@@ -26,10 +26,9 @@ def features(batch: int = 3, frames: int = 160, seed: int = 0) -> Tensor:
 
 def brute_force(weights: QuantizerState, x: Tensor, combine: int) -> Tensor:
     """Every distance to every code in float64: ``[B, T, K]``."""
-    stacked = torch.stack(
-        [x[:, :, t : t + combine].transpose(1, 2).flatten(1) for t in range(0, x.shape[2], combine)], 1
-    )
-    z = (stacked @ weights["projection"]["weight"].T).unflatten(-1, (weights["codebooks"].shape[0], -1))
+    stacked = torch.stack([piece.transpose(1, 2).flatten(1) for piece in x.split(combine, dim=2)], 1)
+    books, _, dim = weights["codebooks"].shape
+    z = (stacked @ weights["projection"]["weight"].T).reshape(*stacked.shape[:2], books, dim)
     z = (z / z.norm(dim=-1, keepdim=True)).double()
     return (z[:, :, :, None, :] - weights["codebooks"]).norm(dim=-1).argmin(-1)
 
@@ -125,9 +124,8 @@ def test_initial_values() -> None:
     weights = state(cfg)
     projection, codes = weights["projection"]["weight"], weights["codebooks"]
     assert projection.shape == (16, 640) and projection.dtype == torch.float32
-    assert (
-        projection.std().item() == pytest.approx((2 / (640 + 16)) ** 0.5, rel=0.02) and projection.mean().abs() < 2e-3
-    )
+    assert projection.std().item() == pytest.approx((2 / (640 + 16)) ** 0.5, rel=0.02)
+    assert projection.mean().abs() < 2e-3
     assert codes.shape == (1, 8192, 16) and codes.dtype == torch.float64
     torch.testing.assert_close(codes.norm(dim=-1), torch.ones(1, 8192, dtype=torch.float64))
     assert codes.mean((0, 1)).abs().max() < 0.02

@@ -69,9 +69,7 @@ def test_five_steps(name: str) -> None:
         # Parameters without gradient are neither moved nor decayed.
         leaves = {path: leaf for path, leaf in flatten(params).items() if grads[path] is not None}
         trained = optimizer.init(leaves) if trained is None else trained
-        moved, trained = optimizer.update(
-            leaves, {path: grads[path] for path in leaves}, trained, torch.tensor(schedule(step))
-        )
+        moved, trained = optimizer.update(leaves, {path: grads[path] for path in leaves}, trained, schedule(step))
         params = fill(params, flatten(params) | moved)
         assert schedule(step) == pytest.approx(float(case.tensors["out/learning_rates"][step]), rel=1e-6)
     torch.testing.assert_close(torch.stack(losses).double(), case.tensors["out/losses"].double().flatten(), atol=0, rtol=1e-5)

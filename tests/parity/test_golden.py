@@ -19,9 +19,10 @@ from nest_fn.decoder import log_probs
 from nest_fn.encoder import encode, init_encoder
 from nest_fn.features import log_mel
 from nest_fn.layers import random
+from nest_fn.layers.linear import LinearParams
 from nest_fn.layers.tree import flatten
 from nest_fn.loss import masked_cross_entropy, masked_token_loss, token_mask
-from nest_fn.quantizer import quantize_features
+from nest_fn.quantizer import QuantizerState, quantize_features
 from tests import golden
 
 ENTRIES = [(0, 0, 0), (0, 0, 1), (0, 0, 99), (0, 10, 50), (0, 40, 7), (0, 79, 99), (1, 5, 74), (1, 40, 10), (1, 79, 0)]
@@ -42,7 +43,7 @@ def features(compat: Compat = "current", normalize: str | None = "per_feature") 
 def tokens() -> torch.Tensor:
     weight = torch.sin(0.37 * torch.arange(32 * 640, dtype=torch.float64) + 0.11).to(torch.float32).reshape(32, 640)
     codes = torch.sin(1.7 * torch.arange(2 * 64 * 16, dtype=torch.float64) + 0.3).reshape(2, 64, 16)
-    state = {"projection": {"weight": weight}, "codebooks": codes / codes.norm(dim=-1, keepdim=True)}
+    state: QuantizerState = {"projection": {"weight": weight}, "codebooks": codes / codes.norm(dim=-1, keepdim=True)}
     cfg = QuantizerConfig(code_dim=16, num_classes=64, num_books=2, combine_time_steps=8, feat_in=80)
     return quantize_features(state, features()[0], cfg)
 
@@ -97,7 +98,7 @@ def test_encoder() -> None:
 def test_decoder_and_loss() -> None:
     x = encoded(ENCODER)[0].transpose(1, 2)
     cfg = DecoderConfig(feat_in=32, num_classes=64, num_decoders=2)
-    params = {
+    params: LinearParams = {
         "weight": golden.weight("decoder_layers.0.weight", (128, 32, 1))[..., 0],
         "bias": golden.weight("decoder_layers.0.bias", (128,)),
     }

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from nest_fn.train.probe import (
     UNKNOWN,
     accuracy,
-    choose_penalty,
+    choose,
     fit_linear_probe,
     frame_labels,
     logits,
@@ -90,8 +90,7 @@ def test_penalty_is_chosen_on_held_back_speakers() -> None:
     honest = 2.0 * (y[:, None] - 0.5) + 1.6 * torch.randn(320, 1, generator=rng)
     private = torch.randn(320, 120, generator=rng)  # room to learn the seen rows by heart
     x = torch.cat([honest, private], dim=1)
-    chosen = choose_penalty(x, y, 2, groups, penalties=(1.0, 1e-5))
-    assert chosen == 1.0
+    assert choose([x], y, 2, groups, penalties=(1.0, 1e-5)).penalty == 1.0
     tight = fit_linear_probe(x, y, 2, groups=groups)
     fresh_y = torch.randint(2, (2000,), generator=rng)
     fresh = torch.cat(
@@ -102,6 +101,27 @@ def test_penalty_is_chosen_on_held_back_speakers() -> None:
         dim=1,
     )
     assert accuracy(tight, fresh, fresh_y) >= accuracy(fit_linear_probe(x, y, 2, penalty=1e-5), fresh, fresh_y)
+
+
+def test_layer_is_chosen_on_held_back_speakers() -> None:
+    """By heart beats by sense on the seen rows; the layer that carries over to other speakers must win."""
+    x, y = gaussian_classes(320, 4, 8, spread=0.8, seed=1)
+    groups = torch.arange(8).repeat_interleave(40)
+    void = torch.randn(320, 400, generator=torch.Generator().manual_seed(0))
+    choice = choose([void, x, void], y, 4, groups)
+    assert choice.layer == 1
+    assert 0.7 < choice.accuracy <= 1.0
+    assert accuracy(fit_linear_probe(void, y, 4, penalty=1e-3), void, y) > 0.99
+
+
+def test_choice_does_not_see_the_held_back_rows_while_fitting() -> None:
+    """With labels of held-back speakers replaced, the fitted probe is the same, so its accuracy is at chance."""
+    x, y = gaussian_classes(400, 4, 8, spread=0.2, seed=1)
+    groups = torch.arange(8).repeat_interleave(50)
+    held = torch.isin(groups, torch.tensor([1, 5]))
+    wrong = torch.where(held, (y + 1) % 4, y)
+    assert choose([x], y, 4, groups).accuracy > 0.98
+    assert choose([x], wrong, 4, groups).accuracy < 0.02
 
 
 def test_frame_labels_take_the_majority() -> None:

@@ -31,7 +31,7 @@ class CorpusSpec:
 
     seed: int = 0
     train_minutes: float = 40.0
-    valid_minutes: float = 3.0
+    valid_minutes: float = 5.0
     noise_minutes: float = 5.0
     probe_train_minutes: float = 8.0
     probe_test_minutes: float = 5.0

@@ -1,0 +1,36 @@
+"""A plain mapping to YAML text that ``reader`` reads as the same mapping, and YAML 1.1 readers do too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import yaml
+
+from .reader import resolvers
+
+_FIRST = resolvers().keys() | yaml.SafeDumper.yaml_implicit_resolvers.keys()
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the texts that a reader would take for something else, and writes lists of plain values on one line."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list[Any]]] = {
+        first: resolvers().get(first, []) + yaml.SafeDumper.yaml_implicit_resolvers.get(first, []) for first in _FIRST
+    }
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _list(dumper: yaml.SafeDumper, values: list[Any]) -> yaml.Node:
+    plain = not any(isinstance(value, list | dict) for value in values)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=plain)
+
+
+_Dumper.add_representer(list, _list)
+
+
+def to_text(mapping: Mapping[str, Any]) -> str:
+    """YAML of nested dicts, lists and plain values, in their order."""
+    return str(yaml.dump(dict(mapping), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120))

@@ -1,0 +1,71 @@
+"""The shape of a tree as plain values for JSON, where tensors become texts such as ``float32 [512, 80]``.
+
+Flat files of tensors by name forget empty branches and whether a branch was a list; this remembers them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nest_fn.layers.types import Tensor
+
+
+def outline(tree: Any, path: str = "") -> Any:
+    """Nested dicts and lists with a text for each tensor; ``None`` stays. Raises ``ValueError`` for other leaves."""
+    if isinstance(tree, Mapping):
+        for name in tree:
+            if not isinstance(name, str):
+                raise ValueError(f"tree: '{path}' has the key {name!r}; keys are texts.")
+        return {name: outline(child, _below(path, name)) for name, child in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [outline(child, _below(path, str(index))) for index, child in enumerate(tree)]
+    if isinstance(tree, Tensor):
+        return describe(tree)
+    if tree is None:
+        return None
+    raise ValueError(f"tree: '{path}' is a {type(tree).__name__}; leaves are tensors, other values belong into meta.")
+
+
+def leaves_of(tree: Any) -> dict[str, Tensor]:
+    """Tensors by dotted path. Raises ``ValueError`` if two of them have one path, since a key holds a dot."""
+    leaves: dict[str, Tensor] = {}
+    for path, leaf in _walk(tree, ""):
+        if path in leaves:
+            raise ValueError(f"tree: '{path}' names two leaves; rename the key that holds a dot.")
+        leaves[path] = leaf
+    return leaves
+
+
+def rebuild(structure: Any, leaves: Mapping[str, Tensor], path: str = "") -> Any:
+    """The inverse of both. Raises ``ValueError`` naming the first tensor that is missing or not as described."""
+    if isinstance(structure, dict):
+        return {name: rebuild(child, leaves, _below(path, name)) for name, child in structure.items()}
+    if isinstance(structure, list):
+        return [rebuild(child, leaves, _below(path, str(index))) for index, child in enumerate(structure)]
+    if structure is None:
+        return None
+    if path not in leaves:
+        raise ValueError(f"'{path}' is missing; it should be {structure}")
+    if describe(leaves[path]) != structure:
+        raise ValueError(f"'{path}' is {describe(leaves[path])}, it should be {structure}")
+    return leaves[path]
+
+
+def describe(leaf: Tensor) -> str:
+    """``float32 [512, 80]``."""
+    return f"{str(leaf.dtype).removeprefix('torch.')} {list(leaf.shape)}"
+
+
+def _walk(tree: Any, path: str) -> list[tuple[str, Tensor]]:
+    if isinstance(tree, Mapping):
+        items = list(tree.items())
+    elif isinstance(tree, list | tuple):
+        items = [(str(index), child) for index, child in enumerate(tree)]
+    else:
+        return [] if tree is None else [(path, tree)]
+    return [pair for name, child in items for pair in _walk(child, _below(path, name))]
+
+
+def _below(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name

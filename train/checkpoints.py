@@ -1,0 +1,125 @@
+"""A run's checkpoints: the whole of its progress, so that it goes on to the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from nest_fn import checkpoint_files, checkpoint_folder
+from nest_fn.config import Config
+from nest_fn.layers.tree import check_same, flatten, tree_map, unflatten
+from nest_fn.layers.types import Tensor
+
+from .errors import CheckpointError
+from .measures import Sums
+from .optimizer import AdamState, MomentumState
+from .run_folder import RunFolder
+from .step import TrainState, start_from
+
+# Settings that may change between parts of a run; the arithmetic of the steps to come is then what they say.
+_FREE = (
+    "trainer.max_steps", "trainer.log_every", "trainer.valid_every", "trainer.save_every", "trainer.keep_last",
+    "trainer.threads", "trainer.device", "trainer.compile", "optim.lr", "optim.sched.max_steps", "data.num_workers",
+    "data.prefetch", "data.timeout_s", "data.noise_budget_mb", "data.valid", "data.valid_shards", "data.check_files",
+)  # fmt: skip
+
+
+class Saved(NamedTuple):
+    """What a checkpoint holds: the train state, the next position of the plan, and the window of metrics."""
+
+    ts: TrainState
+    epoch: int
+    batch: int
+    window: Sums
+
+
+def save(cfg: Config, folder: RunFolder, saved: Saved, digest: str, warn: Callable[[str], None]) -> None:
+    """Write a checkpoint and drop old ones. A failure to write is told and leaves all as it was; training goes on."""
+    ts = saved.ts
+    path = checkpoint_folder.step_path(folder.checkpoints, ts.step)
+    if path.exists():
+        return
+    trees = {"params": ts.params, "state": ts.state, "optimizer": _optimizer_tree(ts.opt_state), "ema": ts.ema}
+    trees["window"] = saved.window
+    meta = {"step": ts.step, "epoch": saved.epoch, "batch": saved.batch, "data_digest": digest}
+    try:
+        checkpoint_files.write_checkpoint(path, trees, cfg.to_dict(), meta)
+    except CheckpointError as error:
+        warn(f"step {ts.step}: {error}")
+        return
+    checkpoint_folder.prune(folder.checkpoints, keep_last=cfg.trainer.keep_last)
+
+
+def restore(
+    cfg: Config, folder: RunFolder, digest: str, warn: Callable[[str], None], device: torch.device, resume: str,
+    allow_changes: bool,
+) -> Saved | None:  # fmt: skip
+    """The newest good checkpoint of the run, or None to start afresh. See ``loop.pretrain`` for ``resume``."""
+    present = checkpoint_folder.list_checkpoints(folder.checkpoints)
+    if resume == "never" and present:
+        raise CheckpointError(
+            f"run folder {folder.path} holds {len(present)} checkpoints; go on with --resume auto, or choose another."
+        )
+    if not present:
+        if resume == "must":
+            raise CheckpointError(f"run folder {folder.path} holds no checkpoint, and --resume must wants one.")
+        return None
+    path, problems = checkpoint_folder.newest_valid(folder.checkpoints)
+    for problem in problems:
+        if resume == "must":
+            raise CheckpointError(f"{problem}; --resume auto would take the one before it.")
+        warn(problem)
+    if path is None:
+        raise CheckpointError(f"run folder {folder.path}: no checkpoint is whole; choose another folder with --run.")
+    trees, settings, meta = checkpoint_files.read_checkpoint(path)
+    _refuse_changes(cfg, settings, meta, digest, allow_changes, warn)
+    return _from_trees(cfg, tree_map(lambda leaf: leaf.to(device), trees), meta)
+
+
+def _from_trees(cfg: Config, trees: dict[str, Any], meta: dict[str, Any]) -> Saved:
+    fresh = start_from(trees["params"], trees["state"], cfg)
+    check_same("checkpoint: optimizer", trees["optimizer"], _optimizer_tree(fresh.opt_state))
+    opt_state = _optimizer_state(trees["optimizer"])
+    ema = trees["ema"] or fresh.ema
+    ts = TrainState(int(meta["step"]), trees["params"], trees["state"], opt_state, ema)
+    window = {name: leaf.to("cpu") for name, leaf in trees["window"].items()}
+    return Saved(ts, int(meta["epoch"]), int(meta["batch"]), window)
+
+
+def _optimizer_tree(state: Any) -> dict[str, Any]:
+    """An optimizer's NamedTuple of leaves by path, as a tree."""
+    return {name: unflatten(part) if isinstance(part, dict) else part for name, part in state._asdict().items()}
+
+
+def _optimizer_state(tree: dict[str, Any]) -> AdamState | MomentumState:
+    def leaves(name: str) -> dict[str, Tensor]:
+        return flatten(tree[name])
+
+    if "mean" in tree:
+        return AdamState(tree["count"], leaves("mean"), leaves("square"))
+    return MomentumState(tree["count"], leaves("velocity"))
+
+
+def _refuse_changes(
+    cfg: Config, settings: dict[str, Any], meta: dict[str, Any], digest: str, allow: bool, warn: Callable[[str], None]
+) -> None:
+    """Compare config and data with those of the checkpoint, key by key."""
+    then, now = flatten(settings), flatten(cfg.to_dict())
+    changed = [
+        f"{key}: was {then.get(key)!r}, is {now.get(key)!r}"
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key) != now.get(key) and not any(key == free or key.startswith(free + ".") for free in _FREE)
+    ]
+    if meta["data_digest"] != digest:
+        changed.append("data: the manifests or the batching are not those of the checkpoint")
+    if not changed:
+        return
+    text = "; ".join(changed)
+    if not allow:
+        raise CheckpointError(
+            f"the run in this folder was started otherwise: {text}. Choose another folder with --run, "
+            "or go on all the same with --allow-changes."
+        )
+    warn(f"going on with changes, so the run is no longer one: {text}")

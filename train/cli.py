@@ -1,0 +1,175 @@
+"""The command line ``nest-fn`` (also ``python -m nest_fn.train``)."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nest_fn.config import Config, ConfigError
+from nest_fn.layers.tree import flatten
+
+from .errors import NestError, UsageError, exit_code
+
+PRESETS = Path(__file__).resolve().parents[1] / "configs"
+EPILOG = """exit codes: 0 done, 1 failure, 2 usage or config, 3 data, 4 checkpoint, 5 not finite, 6 distributed,
+75 saved after SIGTERM or SIGUSR1 (start again to go on), 130 Ctrl-C"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code. Errors that have a remedy are one message, never a traceback."""
+    args = _parser().parse_args(argv)
+    try:
+        return int(args.run_command(args) or 0)
+    except (NestError, ConfigError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return exit_code(error) if not isinstance(error, FileNotFoundError) else UsageError.exit_code
+    except KeyboardInterrupt as error:
+        print("stopped", file=sys.stderr)
+        return exit_code(error)
+    except BrokenPipeError:
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    from . import cli_data
+
+    parser = argparse.ArgumentParser(prog="nest-fn", description="Self-supervised pre-training of speech encoders.",
+                                     epilog=EPILOG)  # fmt: skip
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add_command(commands, "pretrain", _pretrain, "train from a config", _pretrain_arguments)
+    cli_data.add_commands(commands)
+    add_command(commands, "config", _config, "show a config, or how two differ", _config_arguments)
+    add_command(commands, "doctor", _doctor, "is this machine ready", _doctor_arguments)
+    add_command(commands, "bench", _bench, "how fast is this machine", _bench_arguments)
+    add_command(commands, "demo", _demo, "train a small model on synthetic speech", _demo_arguments)
+    return parser
+
+
+def add_command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], text: str,
+    arguments: Callable[[argparse.ArgumentParser], None],
+) -> None:  # fmt: skip
+    """One subcommand: its function, a line of help, and its arguments."""
+    parser = commands.add_parser(name, help=text, description=text)
+    arguments(parser)
+    parser.set_defaults(run_command=run)
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """``-c CONFIG`` and overrides, for ``read_config``."""
+    parser.add_argument("-c", "--config", default="nest_large", help="YAML file, or a preset's name (nest_small, tiny)")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. data.train=a.jsonl optim.lr=2e-3")
+
+
+def read_config(args: argparse.Namespace) -> Config:
+    """The config that the arguments name. Raises ``ConfigError``, ``UsageError``."""
+    return Config.from_yaml(config_path(args.config), overrides=args.overrides)
+
+
+def config_path(name: str) -> Path:
+    """A file, or a preset by name."""
+    path = Path(name)
+    preset = PRESETS / f"{name.removesuffix('.yaml')}.yaml"
+    if path.is_file() or not preset.is_file():
+        if not path.exists():
+            known = ", ".join(sorted(file.stem for file in PRESETS.glob("*.yaml")))
+            raise UsageError(f"config: there is no file {name}, and no preset of that name; the presets are {known}.")
+        return path
+    return preset
+
+
+def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_arguments(parser)
+    parser.add_argument("--run", default=None, help="run folder (default: runs/CONFIG)")
+    parser.add_argument("--resume", choices=("auto", "must", "never"), default="auto",
+                        help="go on from the newest good checkpoint: if there is one, for sure, not at all")  # fmt: skip
+    parser.add_argument("--allow-changes", action="store_true", help="resume although config or data changed")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done, and run the largest batch")
+
+
+def _pretrain(args: argparse.Namespace) -> int:
+    from .cli_report import ConsoleReporter
+    from .loop import pretrain
+    from .run_folder import RunFolder
+
+    cfg = read_config(args)
+    if args.dry_run:
+        from .dry_run import describe
+
+        for line in describe(cfg):
+            print(line)
+        return 0
+    folder = RunFolder(args.run or Path("runs") / Path(args.config).stem)
+    command = [shlex.quote(word) for word in sys.argv]
+    return pretrain(
+        cfg, folder, ConsoleReporter(), resume=args.resume, command=command, allow_changes=args.allow_changes
+    )
+
+
+def _config_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=("show", "diff"))
+    parser.add_argument("config", help="YAML file or preset")
+    parser.add_argument("rest", nargs="*", metavar="OTHER|KEY=VALUE", help="diff: the other config; then overrides")
+
+
+def _config(args: argparse.Namespace) -> None:
+    others = [word for word in args.rest if "=" not in word]
+    overrides = [word for word in args.rest if "=" in word]
+    first = Config.from_yaml(config_path(args.config), overrides=overrides)
+    if args.action == "show":
+        print(yaml.safe_dump(first.to_dict(), sort_keys=False), end="")
+        return
+    if len(others) != 1:
+        raise UsageError(f"config diff: want two configs, got {1 + len(others)}.")
+    second = Config.from_yaml(config_path(others[0]), overrides=overrides)
+    before, after = flatten(first.to_dict()), flatten(second.to_dict())
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) != after.get(key):
+            print(f"{key}: {before.get(key)} -> {after.get(key)}")
+
+
+def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", nargs="?", default=".", help="where runs will be written")
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from .doctor import examine
+
+    sick = False
+    for finding in examine(args.folder):
+        sick |= finding.ok is False
+        print(f"{ {True: 'ok  ', False: 'FAIL', None: '    '}[finding.ok] } {finding.text}")
+    return int(sick)
+
+
+def _bench_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", default="bench.json", help="where the figures go")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--compile", action="store_true", help="also the compiled step (minutes on a CPU)")
+
+
+def _bench(args: argparse.Namespace) -> None:
+    from .bench import run_benchmark
+
+    for line in run_benchmark(Path(args.out), args.repeats, args.compile):
+        print(line, flush=True)
+
+
+def _demo_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--run", default="runs/demo", help="run folder")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from .cli_report import ConsoleReporter
+    from .demo import run_demo
+
+    cfg = Config.from_yaml(PRESETS / "demo.yaml", overrides=args.overrides)
+    return run_demo(cfg, Path(args.run), args.seed, ConsoleReporter(sys.stdout))

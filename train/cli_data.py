@@ -1,0 +1,91 @@
+"""``nest-fn data``: make, check, measure and pack manifests."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from typing import Any
+
+from nest_fn.config import DataConfig
+
+from .errors import DataError
+
+
+def add_commands(commands: Any) -> None:
+    """The subcommands of ``data``."""
+    data = commands.add_parser("data", help="make, check, measure and pack manifests").add_subparsers(
+        required=True, metavar="ACTION"
+    )
+    scan = _add(data, "scan", _scan, "write a manifest of all audio below a folder")
+    scan.add_argument("folder")
+    scan.add_argument("manifest", help="the JSONL file to write")
+    scan.add_argument("--hash", action="store_true", help="add each file's SHA-256")
+    check = _add(data, "validate", _validate, "decode everything and list what a run would refuse")
+    check.add_argument("manifest", nargs="+")
+    check.add_argument("--hash", action="store_true", help="compare each file's SHA-256")
+    stats = _add(data, "stats", _stats, "hours, lengths, rates, clipping, silence, padding")
+    stats.add_argument("manifest", nargs="+")
+    shard = _add(data, "shard", _shard, "pack the audio into tar shards")
+    shard.add_argument("manifest", nargs="+")
+    shard.add_argument("--out", required=True, help="folder of the shards")
+    shard.add_argument("--shards", type=int, required=True, help="how many")
+    synth = _add(data, "synth", _synth, "write the synthetic speech corpus")
+    synth.add_argument("out", help="folder to write")
+    synth.add_argument("--seed", type=int, default=0)
+    synth.add_argument("--minutes", type=float, default=None, help="of training speech")
+
+
+def _add(data: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = data.add_parser(name, help=text, description=text)
+    parser.set_defaults(run_command=run)
+    if name in ("validate", "stats", "shard"):
+        parser.add_argument("--channel", default="error", help="error, mix, first, or an index")
+    return parser
+
+
+def _data_config(args: argparse.Namespace) -> DataConfig:
+    channel = int(args.channel) if args.channel.isdecimal() else args.channel
+    return DataConfig(channel=channel, min_duration=0.0, max_duration=1e9)
+
+
+def _scan(args: argparse.Namespace) -> int:
+    from .dataset_tools import scan
+
+    report = scan(args.folder, args.manifest, hashes=args.hash)
+    for problem in report.problems:
+        print(problem)
+    print(f"{report.checked - len(report.problems)} files in {args.manifest}, {len(report.problems)} left out")
+    return DataError.exit_code if report.problems else 0
+
+
+def _validate(args: argparse.Namespace) -> int:
+    from .dataset_tools import validate
+
+    report = validate(args.manifest, _data_config(args), hashes=args.hash)
+    for problem in report.problems:
+        print(problem)
+    print(f"{report.checked} utterances, {len(report.problems)} problems")
+    return 0 if report.ok else DataError.exit_code
+
+
+def _stats(args: argparse.Namespace) -> None:
+    from .dataset_tools import stats
+
+    print(json.dumps(stats(args.manifest, _data_config(args)), indent=1))
+
+
+def _shard(args: argparse.Namespace) -> None:
+    from .dataset_tools import shard
+
+    print(shard(args.manifest, _data_config(args), args.out, args.shards))
+
+
+def _synth(args: argparse.Namespace) -> None:
+    from .synth import CorpusSpec, write_corpus
+
+    spec = CorpusSpec(seed=args.seed)
+    if args.minutes is not None:
+        spec = dataclasses.replace(spec, train_minutes=args.minutes)
+    for split, path in write_corpus(args.out, spec).items():
+        print(f"{split}: {path}")

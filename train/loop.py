@@ -1,0 +1,253 @@
+"""The thin trainer: fetch, step, measure, save. All that it knows between two steps is in ``_Progress``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from nest_fn.config import Config
+from nest_fn.layers import random
+from nest_fn.layers.tree import count, flatten
+from nest_fn.layers.types import Key, Tensor
+
+from . import measures
+from .checkpoints import Saved, restore, save
+from .data import Dataset, RawBatch, batches, open_dataset
+from .errors import NonFiniteError
+from .memory import keep_freed_memory
+from .optimizer import global_norm
+from .run_folder import RunFolder
+from .schedule import schedule_warning
+from .signals import StopRequest, stop_requests
+from .step import TrainState, init_train_state, make_step
+from .validate import make_evaluate, validate
+
+# Streams of the root key.
+INIT, TRAIN, VALID = 0, 1, 2
+
+TENSORS = ("audio", "audio_len", "noise", "noise_len", "row", "utterance", "weight")
+
+
+class Reporter(Protocol):
+    """Who tells a person how the run goes; the command line has one that prints."""
+
+    def say(self, text: str) -> None:
+        """A line of information."""
+
+    def warn(self, text: str) -> None:
+        """A line that asks for attention."""
+
+    def progress(self, step: int, total: int, values: Mapping[str, Any]) -> None:
+        """A step was made and measured."""
+
+
+@dataclass
+class _Progress:
+    """What changes during a run."""
+
+    ts: TrainState
+    epoch: int = 0
+    batch: int = 0  # the next one of the epoch
+    window: measures.Sums = field(default_factory=dict)  # sums since the last line of metrics
+    started: float = field(default_factory=time.monotonic)  # of the window
+
+    def saved(self) -> Saved:
+        return Saved(self.ts, self.epoch, self.batch, self.window)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What does not change: settings, data, device, and who is told."""
+
+    cfg: Config
+    folder: RunFolder
+    reporter: Reporter
+    train: Dataset
+    valid: Dataset | None
+    device: torch.device
+    key: Key
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is CUDA where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def compiled(cfg: Config, device: torch.device) -> bool:
+    """``auto`` compiles where CUDA is; on a CPU eager is as fast and starts at once."""
+    return cfg.trainer.compile == "on" or (cfg.trainer.compile == "auto" and device.type == "cuda")
+
+
+def open_run(cfg: Config, folder: RunFolder, reporter: Reporter) -> Run:
+    """Read the data and choose the device. Raises ``DataError``, ``UsageError``."""
+    if cfg.trainer.threads > 0:
+        torch.set_num_threads(cfg.trainer.threads)
+    if choose_device(cfg.trainer.device).type == "cpu":
+        keep_freed_memory()
+    if cfg.trainer.deterministic:
+        torch.use_deterministic_algorithms(True)
+    device = choose_device(cfg.trainer.device)
+    seed, rate = cfg.trainer.seed, cfg.sample_rate
+    train = open_dataset(cfg.data, seed, split="train", sample_rate=rate)
+    valid = open_dataset(cfg.data, seed, split="valid", sample_rate=rate) if cfg.data.valid else None
+    return Run(cfg, folder, reporter, train, valid, device, random.key(seed, device=device))
+
+
+def pretrain(
+    cfg: Config, folder: RunFolder, reporter: Reporter, *, resume: str = "auto", command: list[str] | None = None,
+    allow_changes: bool = False,
+) -> int:  # fmt: skip
+    """Train until ``trainer.max_steps`` or a request to stop; the exit code.
+
+    ``resume``: ``auto`` goes on from the newest good checkpoint if there is one, ``must`` wants one, ``never`` wants
+    none. Raises the errors of ``train.errors``.
+    """
+    folder.open()
+    try:
+        with stop_requests() as stop:
+            run = open_run(cfg, folder, reporter)
+            progress = _begin(run, resume, allow_changes)
+            folder.describe(cfg, command or [], _data_record(run))
+            _announce(run, progress)
+            return _train(run, progress, stop)
+    finally:
+        folder.close()
+
+
+def _begin(run: Run, resume: str, allow_changes: bool) -> _Progress:
+    saved = restore(run.cfg, run.folder, run.train.digest, run.reporter.warn, run.device, resume, allow_changes)
+    if saved is None:
+        return _Progress(init_train_state(random.fold_in(run.key, INIT), run.cfg))
+    run.folder.cut_metrics(saved.ts.step)
+    run.reporter.say(f"resumed at step {saved.ts.step}, epoch {saved.epoch}, batch {saved.batch}")
+    return _Progress(saved.ts, saved.epoch, saved.batch, saved.window)
+
+
+def _train(run: Run, progress: _Progress, stop: StopRequest) -> int:
+    trainer = run.cfg.trainer
+    step = make_step(run.cfg, compile=compiled(run.cfg, run.device), donate=True)
+    evaluate = make_evaluate(run.cfg)
+    stream = batches(run.train, epoch=progress.epoch, batch=progress.batch)
+    key = random.fold_in(run.key, TRAIN)
+    if progress.ts.step and not run.folder.has_validation(progress.ts.step):
+        _validate(run, progress, evaluate, stop)  # what the interrupted run still owed
+    while progress.ts.step < trainer.max_steps and not stop.asked:
+        group = [next(stream) for _ in range(trainer.accumulate)]
+        values = _step(run, progress, step, group, key)
+        done = progress.ts.step
+        if done % trainer.log_every == 0 or done == trainer.max_steps:
+            _log(run, progress, values)
+        if done % trainer.save_every == 0 or done == trainer.max_steps or stop.asked:
+            save(run.cfg, run.folder, progress.saved(), run.train.digest, run.reporter.warn)
+        _validate(run, progress, evaluate, stop)
+    if stop.asked and progress.ts.step < trainer.max_steps:
+        save(run.cfg, run.folder, progress.saved(), run.train.digest, run.reporter.warn)  # unless it was already
+        run.reporter.say(f"asked to stop: saved at step {progress.ts.step}; the same command goes on from there")
+        return stop.exit_code
+    return 0
+
+
+def _step(run: Run, progress: _Progress, step: Any, group: list[RawBatch], key: Key) -> dict[str, Tensor]:
+    on_device = [to_device(raw, run.device) for raw in group]
+    try:
+        progress.ts, values = step(progress.ts, on_device, random.fold_in(key, progress.ts.step))
+    except NonFiniteError as error:
+        ids = [name for raw in group for name in raw["ids"] if name]
+        raise NonFiniteError(f"{error}\n  utterances: {', '.join(ids[:20])}{' ...' if len(ids) > 20 else ''}") from None
+    progress.epoch, progress.batch = group[-1]["epoch"], group[-1]["batch"] + 1
+    progress.window = measures.add(progress.window, values | _audio(group))
+    for raw in group:
+        for problem in raw["bad"]:
+            run.reporter.warn(problem)
+    return values
+
+
+def to_device(raw: RawBatch, device: torch.device) -> dict[str, Tensor]:
+    """The tensors of a batch on the device."""
+    return {name: raw[name].to(device, non_blocking=True) for name in TENSORS}  # type: ignore[literal-required]
+
+
+def _audio(group: list[RawBatch]) -> dict[str, Tensor]:
+    """Samples of audio and of computation."""
+    return {
+        "audio_samples": torch.stack([raw["audio_len"].sum() for raw in group]).sum(),
+        "padded_samples": torch.tensor(sum(raw["audio"].numel() for raw in group)),
+    }
+
+
+def _log(run: Run, progress: _Progress, values: Mapping[str, Tensor]) -> None:
+    """One line of metrics over the window, whose numbers do not depend on when the run was interrupted."""
+    now = time.monotonic()
+    window = progress.window
+    line: dict[str, Any] = {"step": progress.ts.step, "epoch": progress.epoch} | measures.report(window)
+    line |= {
+        "lr": float(values["lr"]),
+        "grad_norm": float(values["grad_norm"]),
+        "param_norm": float(global_norm(flatten(progress.ts.params))),
+        "padding_efficiency": float(window["audio_samples"] / window["padded_samples"]),
+    }
+    audio_seconds = float(window["audio_samples"]) / run.cfg.sample_rate
+    elapsed = max(now - progress.started, 1e-9)
+    line["time"] = {"seconds": round(elapsed, 3), "audio_seconds_per_second": round(audio_seconds / elapsed, 2)}
+    run.folder.append(line)
+    run.reporter.progress(progress.ts.step, run.cfg.trainer.max_steps, line)
+    sched = run.cfg.optim.sched
+    warmup = (sched.warmup_steps or 0) if sched is not None else 0
+    for sentence in measures.warnings(line, run.cfg.num_classes, progress.ts.step, warmup):
+        run.reporter.warn(f"step {progress.ts.step}: {sentence}")
+    progress.window, progress.started = {}, now
+
+
+def _validate(run: Run, progress: _Progress, evaluate: Any, stop: StopRequest) -> None:
+    """A pass over the validation data where one is due; given up, without a trace, when asked to stop."""
+    trainer, done = run.cfg.trainer, progress.ts.step
+    if run.valid is None or stop.asked or (done % trainer.valid_every and done != trainer.max_steps):
+        return
+    valid = run.valid
+    started = time.monotonic()
+    ts = progress.ts
+
+    def until_stopped() -> Iterator[dict[str, Tensor]]:
+        for raw in batches(valid, epochs=1):
+            if stop.asked:
+                return
+            yield to_device(raw, run.device)
+
+    params = ts.ema or ts.params
+    found = validate(evaluate, params, ts.state, until_stopped(), random.fold_in(run.key, VALID))
+    if stop.asked:
+        return
+    took = round(time.monotonic() - started, 3)
+    line = {"step": ts.step, "valid": found, "time": {"seconds": took}}
+    run.folder.append(line)
+    run.reporter.progress(ts.step, run.cfg.trainer.max_steps, line)
+    progress.started += time.monotonic() - started  # validation is not the steps' time
+
+
+def _data_record(run: Run) -> dict[str, Any]:
+    record: dict[str, Any] = {"train": {"files": list(run.train.manifest.files), "digest": run.train.digest}}
+    if run.valid is not None:
+        record["valid"] = {"files": list(run.valid.manifest.files), "digest": run.valid.digest}
+    return record
+
+
+def _announce(run: Run, progress: _Progress) -> None:
+    say, cfg = run.reporter.say, run.cfg
+    plan = run.train.plan(0)
+    hours = float(run.train.manifest.duration.sum()) / 3600
+    say(
+        f"{count(progress.ts.params):,} parameters; {len(run.train.manifest):,} utterances, {hours:.2f} hours, "
+        f"{len(plan)} batches an epoch of up to {cfg.data.batch_seconds:g} s, "
+        f"padding efficiency {plan.efficiency(run.train.length):.3f}"
+    )
+    mode = "compiled" if compiled(cfg, run.device) else "eager"
+    say(f"{run.device.type}, {cfg.trainer.precision}, {mode}; run folder {run.folder.path}")
+    warning = schedule_warning(cfg)
+    if warning:
+        run.reporter.warn(warning)

@@ -1,0 +1,66 @@
+"""What a run reports: sums of steps to rates and shares, and warnings in words when these look sick."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from nest_fn.layers.types import Tensor
+
+Sums = dict[str, Tensor]
+
+SUMMED = ("loss_sum", "masked_tokens", "correct", "overflow", "valid_tokens", "token_counts", "masked_token_counts",
+          "audio_samples", "padded_samples")  # fmt: skip
+
+
+def add(window: Mapping[str, Tensor], metrics: Mapping[str, Tensor]) -> Sums:
+    """A window of steps with one step more; an empty window begins one. Metrics that are no sums are left out."""
+    step = {name: metrics[name].detach().to("cpu", torch.float64) for name in SUMMED if name in metrics}
+    step["steps"] = torch.ones((), dtype=torch.float64)
+    return {name: window[name] + value for name, value in step.items()} if window else step
+
+
+def report(window: Mapping[str, Tensor]) -> dict[str, float]:
+    """Means over a window's tokens.
+
+    ``loss`` in nats; ``accuracy`` over masked tokens and ``unigram_accuracy``, that of always guessing the commonest
+    masked token of the window; ``masked_share`` of the valid tokens; ``coverage``, the share of codes that occur, and
+    ``perplexity``, the exponential of the entropy of their counts, each a mean over the books.
+    """
+    masked = float(window["masked_tokens"])
+    books, classes = window["token_counts"].shape
+    counts = window["token_counts"]
+    share = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    entropy = -torch.special.xlogy(share, share).sum(dim=1)
+    guess = window["masked_token_counts"].max(dim=1).values.sum()
+    return {
+        "loss": float(window["loss_sum"]) / max(masked, 1.0),
+        "accuracy": float(window["correct"]) / max(masked, 1.0),
+        "unigram_accuracy": float(guess) / max(masked, 1.0),
+        "masked_share": masked / max(float(window["valid_tokens"]) * books, 1.0),
+        "masked_tokens": masked,
+        "coverage": float((counts > 0).double().mean()),
+        "perplexity": float(entropy.exp().mean()),
+        "overflow": float(window["overflow"]),
+    }
+
+
+def warnings(values: Mapping[str, float], classes: int, step: int, warmup: int) -> list[str]:
+    """Sentences about a run that looks sick; empty when it does not."""
+    found = []
+    if values["masked_tokens"] == 0:
+        found.append("no token was masked, so nothing was learnt; utterances are too short for masking.block_size.")
+    if values["overflow"] > 0:
+        found.append(f"{values['overflow']:.0f} masked tokens had no room and were left out; raise loss.capacity.")
+    if values["masked_tokens"] > 20 * classes and values["perplexity"] < 0.05 * classes:
+        found.append(
+            f"the quantizer uses few codes (perplexity {values['perplexity']:.1f} of {classes}); "
+            "is the audio silent, or preprocessor.normalize off?"
+        )
+    if step > warmup and values["masked_tokens"] >= 2000 and values["accuracy"] < values["unigram_accuracy"] + 0.005:
+        found.append(
+            f"masked accuracy {values['accuracy']:.3f} is not above always guessing the commonest token "
+            f"({values['unigram_accuracy']:.3f}); the model has not learnt from context yet."
+        )
+    return found

@@ -1,0 +1,172 @@
+"""What is mixed into each utterance, from where and to where: all draws of spec 7.5, as small tensors ``[B, S]``.
+
+Row ``i``'s draws are the words of one key made from its utterance, so they depend on no worker, rank, order or batch. Only
+which utterance a drawn speaker *is* depends on who else is there: speakers are counted in the order of ``row`` among the
+rows of the pool that count. A pool that holds the whole batch of all ranks and micro-batches thus gives the same mixtures
+however the batch is cut and in whatever order its rows come. Q-numbers are quirks, spec 10.4.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+
+from nest_fn.config.training import AugmentConfig
+from nest_fn.layers.types import Tensor
+
+_FAR = torch.iinfo(torch.int64).max
+_ROW_WORDS, _PART_WORDS = 6, 4  # words drawn for a row, and for each of its parts; a word for each speaker follows
+
+
+class Parts(NamedTuple):
+    """Up to ``S`` stretches of other signals in each row, int64 ``[B, S]``; they do not overlap."""
+
+    begin: Tensor  # samples from the start of the row
+    size: Tensor  # samples; 0: no such part
+    source: Tensor  # b < B: the noise of row b; else row b - B of the pool
+    first: Tensor  # sample of the source with which the part begins
+    period: Tensor  # samples after which the source repeats itself; at least 1
+
+
+class MixPlan(NamedTuple):
+    """The parts, and how loud they are."""
+
+    parts: Parts
+    mixed: Tensor  # bool [B]; False: the parts, if any, keep their own level
+    ratio: Tensor  # float32 [B] dB, energy of the row over that of all its parts
+
+
+def words_needed(cfg: AugmentConfig) -> int:
+    """How many words ``plan_mix`` wants for each row."""
+    return _ROW_WORDS + _PART_WORDS * cfg.max_num_segments + _speakers(cfg)
+
+
+def plan_mix(words: Tensor, batch: Mapping[str, Tensor], pool: Mapping[str, Tensor], cfg: AugmentConfig) -> MixPlan:
+    """Draw the mixture of each row: words int64 ``[B, words_needed(cfg)]``, each uniform in [0, 2^32).
+
+    Reads ``audio_len``, ``noise_len``, ``row``, ``weight`` of the batch and ``audio_len``, ``row``, ``weight`` of the pool.
+    """
+    length = batch["audio_len"]
+    apply, kind, rate, level, segments, speakers = words[:, :_ROW_WORDS].unbind(-1)
+    begins, firsts, again, sizes = words[:, _ROW_WORDS : -_speakers(cfg)].unflatten(-1, (_PART_WORDS, -1)).unbind(1)
+    mates, others = _draw_mates(words[:, -_speakers(cfg) :], batch["row"], pool)
+
+    mixed = (share(apply) < cfg.prob) & (batch["weight"] > 0) & (length > 0)
+    is_noise = (share(kind) < cfg.noise_ratio) | (others == 0)
+    covered = torch.floor(length * between(rate, cfg.min_mix_rate, cfg.max_mix_rate)).to(torch.int64).clamp(min=1)
+    count = torch.minimum(integer(segments, cfg.min_num_segments, cfg.max_num_segments + 1), covered)  # Q33
+    speaker_count = torch.minimum(integer(speakers, cfg.min_num_speakers, cfg.max_num_speakers + 1), others)
+    size = _draw_sizes(sizes, covered, count)
+    begin = _draw_begins(begins, length - covered, size)
+
+    speech = _speech_parts(firsts, again, mates, speaker_count, size, pool["audio_len"])
+    noise = _noise_parts(batch["noise_len"], size)
+    source, first, period = (torch.where(is_noise[:, None], a, b) for a, b in zip(noise, speech, strict=True))
+    parts = Parts(begin, torch.where(mixed[:, None] & (period > 0), size, 0), source, first, period.clamp(min=1))
+    if cfg.keep_raw_noise:
+        parts = _with_raw_noise(parts, mixed, batch)
+    in_noise = between(level, cfg.min_r_noise, cfg.max_r_noise)
+    in_speech = between(level, cfg.min_r_speech, cfg.max_r_speech)
+    return MixPlan(parts, mixed, torch.where(is_noise, in_noise, in_speech).to(torch.float32))
+
+
+def share(word: Tensor) -> Tensor:
+    """A word as a float64 in [0, 1)."""
+    return word.to(torch.float64) * 2.0**-32
+
+
+def between(word: Tensor, low: float, high: float) -> Tensor:
+    """Uniform in ``[low, high)``, float64; ``low`` where they are equal."""
+    return low + share(word) * (high - low)
+
+
+def integer(word: Tensor, low: int, high: int | Tensor) -> Tensor:
+    """Uniform integers in ``[low, high)``."""
+    return low + ((word * (high - low)) >> 32)
+
+
+def _speakers(cfg: AugmentConfig) -> int:
+    """Speakers that can be heard: a row with fewer parts than speakers uses the first ones."""
+    return min(cfg.max_num_speakers, cfg.max_num_segments)
+
+
+def _draw_mates(words: Tensor, row: Tensor, pool: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Distinct other rows of the pool, ``[B, K]``, and how many others there are, ``[B]``; the first so many hold."""
+    usable = (pool["weight"] > 0) & (pool["audio_len"] > 0)
+    order = torch.where(usable, pool["row"], _FAR).argsort(stable=True)
+    present = (usable & (pool["row"] == row[:, None])).any(-1)
+    own = (usable & (pool["row"] < row[:, None])).sum(-1)
+    others = usable.sum() - present.to(torch.int64)
+    # Places in the order that are taken, ascending: the row itself, then the speakers drawn so far.
+    taken = torch.where(present, own, _FAR)[:, None]
+    mates = []
+    for k in range(words.shape[1]):
+        place = integer(words[:, k], 0, (others - k).clamp(min=1))
+        for t in range(k + 1):
+            place = place + (place >= taken[:, t]).to(torch.int64)
+        mates.append(order[place.clamp(max=order.shape[0] - 1)])
+        taken = torch.cat((taken, place[:, None]), dim=-1).sort(-1).values
+    return torch.stack(mates, dim=-1), others
+
+
+def _draw_sizes(words: Tensor, covered: Tensor, count: Tensor) -> Tensor:
+    """Sizes of ``count`` parts that make up ``covered`` samples, each sample in any part alike: ``[B, S]``.
+
+    The multinomial counts are drawn one after the other from binomials in their normal approximation (parts are thousands
+    of samples); no part is empty (Q33).
+    """
+    if words.shape[1] == 1:
+        return covered[:, None]
+    left, sizes = covered, []
+    for k, word in enumerate(words.unbind(-1)):
+        rest = (count - k).clamp(min=1)  # parts yet to be made, with this one
+        mean = left / rest.to(torch.float64)
+        deviation = torch.sqrt(mean * (1 - 1 / rest))
+        normal = math.sqrt(2) * torch.erfinv(2 * (share(word) + 2.0**-33) - 1)
+        drawn = torch.round(mean + deviation * normal).to(torch.int64)
+        size = torch.where(k < count, torch.minimum(drawn.clamp(min=1), left - (rest - 1)), 0)
+        left = left - size
+        sizes.append(size)
+    return torch.stack(sizes, dim=-1)
+
+
+def _draw_begins(words: Tensor, slack: Tensor, size: Tensor) -> Tensor:
+    """Where the parts begin, in their order and without overlap, ``slack`` samples staying free: ``[B, S]``."""
+    low, high, begins = torch.zeros_like(slack), slack, []
+    for k in range(words.shape[1]):
+        begin = low + integer(words[:, k], 0, (high - low).clamp(min=1))
+        low, high = begin + size[:, k], high + size[:, k]
+        begins.append(begin)
+    return torch.stack(begins, dim=-1)
+
+
+def _noise_parts(noise_len: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Source, first sample and period of parts of the row's own noise: it is cut up in order, and repeated if short."""
+    rows = torch.arange(size.shape[0], device=size.device)[:, None].expand_as(size)
+    return rows, size.cumsum(-1) - size, noise_len[:, None].expand_as(size)
+
+
+def _speech_parts(
+    firsts: Tensor, again: Tensor, mates: Tensor, speakers: Tensor, size: Tensor, pool_len: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same for parts of other speakers: each in turn, then anyone of them; anywhere in a longer one, a shorter repeated."""
+    places = torch.arange(size.shape[1], device=size.device)
+    anyone = integer(again, 0, speakers[:, None].clamp(min=1))
+    mate = mates.gather(-1, torch.where(places < speakers[:, None], places, anyone).clamp(max=mates.shape[1] - 1))
+    period = pool_len[mate]
+    return size.shape[0] + mate, integer(firsts, 0, (period - size).clamp(min=1)), period
+
+
+def _with_raw_noise(parts: Parts, mixed: Tensor, batch: Mapping[str, Tensor]) -> Parts:
+    """Rows without a mixture keep their whole noise, as it is (Q32)."""
+    heard = torch.where(batch["weight"] > 0, torch.minimum(batch["noise_len"], batch["audio_len"]), 0)
+    rows = torch.arange(heard.shape[0], device=heard.device)
+    zero = torch.zeros_like(heard)
+    raw = Parts(zero, heard, rows, zero, batch["noise_len"].clamp(min=1))
+    first = torch.arange(parts.size.shape[1], device=heard.device) == 0
+    whole = (torch.where(first, value[:, None], 0) for value in raw[:4])
+    fields = (*whole, raw.period[:, None].expand_as(parts.period))
+    return Parts(*(torch.where(mixed[:, None], a, b) for a, b in zip(parts, fields, strict=True)))

@@ -1,0 +1,125 @@
+"""The folder of a run: what it was started with, what it measured, what it saved.
+
+config.yaml  command.txt  environment.json  data.json  metrics.jsonl  checkpoints/step_00001000/
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+import nest_fn
+from nest_fn.config import Config
+
+from .errors import CheckpointError, UsageError
+
+
+class RunFolder:
+    """Paths of a run, its lock, and its metrics file."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self._lock = self.path / "lock"
+
+    def open(self) -> None:
+        """Make the folder and lock it. Raises ``UsageError`` if it cannot be written or another process holds it."""
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            holder = f"{os.getpid()} {socket.gethostname()}"
+            while True:
+                try:
+                    with open(self._lock, "x") as file:
+                        file.write(holder)
+                    return
+                except FileExistsError:
+                    self._remove_stale_lock()
+        except OSError as error:
+            raise UsageError(f"run folder {self.path}: {error.strerror}; choose another with --run.") from error
+
+    def _remove_stale_lock(self) -> None:
+        """Take away the lock of a process of this machine that has ended; refuse any other."""
+        try:
+            pid, host = self._lock.read_text().split()
+        except (OSError, ValueError):
+            pid, host = "0", socket.gethostname()
+        if host == socket.gethostname() and (int(pid) == 0 or not _alive(int(pid))):
+            self._lock.unlink(missing_ok=True)
+            return
+        raise CheckpointError(
+            f"run folder {self.path}: process {pid} on {host} is writing here; stop it, or choose another with --run "
+            f"(if it is gone, remove {self._lock})."
+        )
+
+    def close(self) -> None:
+        """Give the lock back."""
+        self._lock.unlink(missing_ok=True)
+
+    def describe(self, cfg: Config, command: list[str], data: Mapping[str, Any]) -> None:
+        """Write down what the run was started with."""
+        (self.path / "config.yaml").write_text(yaml.safe_dump(cfg.to_dict(), sort_keys=False))
+        (self.path / "command.txt").write_text(" ".join(command) + "\n")
+        (self.path / "environment.json").write_text(json.dumps(environment(), indent=1) + "\n")
+        (self.path / "data.json").write_text(json.dumps(data, indent=1) + "\n")
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """One line of metrics, flushed."""
+        with open(self.metrics, "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def has_validation(self, step: int) -> bool:
+        """Whether the validation of ``step`` stands in the metrics."""
+        if not self.metrics.exists():
+            return False
+        lines = map(json.loads, self.metrics.read_text().splitlines())
+        return any(line["step"] == step and "valid" in line for line in lines)
+
+    def cut_metrics(self, step: int) -> None:
+        """Drop lines after ``step``, and a line cut short by a kill: a resumed run writes them again."""
+        if not self.metrics.exists():
+            return
+        kept = []
+        for line in self.metrics.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError):
+                continue
+        temporary = self.metrics.with_suffix(".tmp")
+        temporary.write_text("".join(kept))
+        temporary.replace(self.metrics)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and devices, for the record."""
+    return {
+        "nest_fn": nest_fn.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "devices": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "executable": sys.executable,
+    }
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,149 @@
+"""One training step as a function: ``step(train_state, batches, key) -> (train_state, metrics)``.
+
+Gradients come from autograd around the (compiled) loss: detached leaves go in, gradients come out, and from outside
+nothing has changed (docs/design.md, "Two gradient engines"). A key goes in and never comes out: ``fold_in(root, step)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from nest_fn.config import Config
+from nest_fn.layers import random
+from nest_fn.layers.tree import fill, flatten, tree_map
+from nest_fn.layers.types import Key, Params, State, Tensor
+from nest_fn.model import init, loss_sum
+
+from .augment import augment
+from .errors import NonFiniteError
+from .optimizer import Optimizer, global_norm, make_optimizer, scale
+from .schedule import Schedule, make_schedule
+
+Metrics = dict[str, Tensor]
+LossSum = Callable[..., tuple[Tensor, tuple[Metrics, State]]]
+
+
+class TrainState(NamedTuple):
+    """All that a run changes. ``ema`` is empty unless ``trainer.ema_decay`` asks for averaged parameters."""
+
+    step: int  # updates done
+    params: Params
+    state: State
+    opt_state: Any
+    ema: Params
+
+
+def init_train_state(key: Key, cfg: Config) -> TrainState:
+    """A run's beginning."""
+    params, state = init(key, cfg)
+    return start_from(params, state, cfg)
+
+
+def start_from(params: Params, state: State, cfg: Config) -> TrainState:
+    """A run's beginning with given parameters."""
+    optimizer = make_optimizer(cfg.optim)
+    ema = tree_map(torch.clone, params) if cfg.trainer.ema_decay > 0 else {}
+    return TrainState(0, params, state, optimizer.init(_trained(flatten(params), cfg)), ema)
+
+
+def value_and_grad(f: LossSum) -> Callable[..., tuple[tuple[Tensor, tuple[Metrics, State]], dict[str, Tensor]]]:
+    """``f(params, ...) -> (value, aux)`` to ``g(params, leaves, ...) -> ((value, aux), gradients by path)``.
+
+    ``leaves`` are the paths to differentiate by. Autograd stands outside of ``f``, which may be compiled.
+    """
+
+    def g(params: Params, paths: Sequence[str], *args: Any) -> Any:
+        flat = flatten(params)
+        flat = {path: leaf.detach() for path, leaf in flat.items()}
+        leaves = [flat[path].requires_grad_() for path in paths]
+        value, aux = f(fill(params, flat), *args)
+        grads = torch.autograd.grad(value, leaves, materialize_grads=True)
+        return (value.detach(), aux), dict(zip(paths, grads, strict=True))
+
+    return g
+
+
+def training_loss(cfg: Config) -> LossSum:
+    """``f(params, state, raw, key)``: mix, mask, encode, compare; a sum, with its metrics and the new state.
+
+    Draws are named by utterance, so that they do not depend on how a batch is cut into parts or over ranks.
+    """
+
+    def f(params: Params, state: State, raw: Mapping[str, Tensor], key: Key) -> tuple[Tensor, tuple[Metrics, State]]:
+        mixing, model = random.split(key, 2).unbind(0)
+        batch = augment(raw, cfg.data.augment, mixing)
+        batch["row"] = raw["utterance"]
+        return loss_sum(_cast(params, cfg), state, batch, cfg, key=model, train=True)
+
+    return f
+
+
+def make_step(
+    cfg: Config, *, compile: bool = False, donate: bool = False, loss: LossSum | None = None
+) -> Callable[[TrainState, Sequence[Mapping[str, Tensor]], Key], tuple[TrainState, Metrics]]:
+    """The step of a config. ``donate=True`` lets it overwrite the given train state's tensors.
+
+    ``step(ts, batches, key)`` sums over ``batches`` (micro-batches of one update) and divides by the masked tokens of
+    all. Metrics are sums over the update, with ``grad_norm``, ``param_norm`` and ``lr``. Raises ``NonFiniteError``
+    before anything is changed.
+    """
+    f = loss if loss is not None else training_loss(cfg)
+    grads_of = value_and_grad(torch.compile(f, fullgraph=True, dynamic=False) if compile else f)
+    optimizer, schedule = make_optimizer(cfg.optim), make_schedule(cfg)
+
+    def step(ts: TrainState, batches: Sequence[Mapping[str, Tensor]], key: Key) -> tuple[TrainState, Metrics]:
+        paths = list(_trained(flatten(ts.params), cfg))
+        total: Metrics = {}
+        grads: dict[str, Tensor] = {}
+        state = ts.state
+        for batch in batches:
+            (_, (metrics, state)), part = grads_of(ts.params, paths, state, batch, key)
+            total = metrics if not total else {name: total[name] + metrics[name] for name in total}
+            grads = part if not grads else {path: grads[path] + part[path] for path in paths}
+        factor = 1.0 / total["masked_tokens"].clamp(min=1).to(torch.float32)
+        norm = global_norm(grads) * factor
+        _check_finite(total["loss_sum"], norm, ts.step)
+        if cfg.trainer.clip_norm > 0:
+            factor = factor * (cfg.trainer.clip_norm / (norm + 1e-6)).clamp(max=1.0)
+        new = _update(ts, state, scale(grads, factor), optimizer, schedule, cfg, donate)
+        total |= {"grad_norm": norm, "lr": torch.tensor(schedule(ts.step), dtype=torch.float64)}
+        return new, total
+
+    return step
+
+
+def _update(
+    ts: TrainState, state: State, grads: dict[str, Tensor], optimizer: Optimizer, schedule: Schedule, cfg: Config,
+    donate: bool,
+) -> TrainState:  # fmt: skip
+    flat = flatten(ts.params)
+    trained = {path: flat[path].detach() for path in grads}
+    moved, opt_state = optimizer.update(trained, grads, ts.opt_state, schedule(ts.step), donate=donate)
+    params = fill(ts.params, flat | moved)
+    ema = ts.ema
+    if ema:
+        ema = tree_map(lambda mean, leaf: torch.lerp(mean, leaf, 1.0 - cfg.trainer.ema_decay), ema, params)
+    return TrainState(ts.step + 1, params, state, opt_state, ema)
+
+
+def _trained(leaves: dict[str, Tensor], cfg: Config) -> dict[str, Tensor]:
+    """Parameters that have a gradient. Others are neither moved nor decayed, as in the reference (spec Q18)."""
+    frozen = cfg.mask_position == "post_conv" and cfg.encoder.detach_subsampling
+    return {path: leaf for path, leaf in leaves.items() if not (frozen and path.startswith("encoder.subsampling."))}
+
+
+def _cast(params: Params, cfg: Config) -> Params:
+    """Parameters in the precision of the arithmetic; gradients flow back to the float32 ones."""
+    return tree_map(lambda leaf: leaf.to(torch.bfloat16), params) if cfg.trainer.precision == "bf16" else params
+
+
+def _check_finite(loss: Tensor, norm: Tensor, step: int) -> None:
+    """The step's one wait for the device."""
+    if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
+        raise NonFiniteError(
+            f"step {step}: loss {float(loss):g}, gradient norm {float(norm):g}; nothing was updated. "
+            "Lower optim.lr, set trainer.clip_norm, or look at the batch named below."
+        )
