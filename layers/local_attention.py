@@ -111,6 +111,7 @@ class _Window:
         Rows one longer than the target, read off in the target's length, do that without an index.
         """
         gap = scores.new_zeros(*scores.shape[:-1], 2 * self.size - self.left - self.right)
+        parts: tuple[Tensor, ...]
         if self.aligned:
             # The longer side needs no fill; the shorter one is filled at its far end.
             parts = (gap, scores) if self.left < self.right else (scores, gap)

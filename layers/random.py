@@ -62,6 +62,10 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: Tensor) -> tupl
 def _words(key: Key, blocks: Tensor) -> tuple[Tensor, ...]:
     """Words of the given counter blocks: key ``[..., 2]``, blocks ``[n]`` -> four of int64 ``[..., n]``."""
     position = key[..., 1:] + blocks
+    if position.is_meta:  # shapes alone, and ten rounds of nothing are slow
+        return position, position, position, position
+    if position.is_meta:  # no numbers, so no rounds: abstract trees are cheap
+        return position, position, position, position
     zero = torch.zeros_like(position)
     return philox((position & _M, (position >> 32) & _M, zero, zero), key[..., :1])
 

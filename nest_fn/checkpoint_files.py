@@ -144,7 +144,7 @@ def digest_of(leaves: Mapping[str, Tensor], texts: Mapping[str, str]) -> str:
         sha.update(json.dumps([name, text]).encode())
     for name, leaf in sorted(leaves.items()):
         sha.update(json.dumps([name, str(leaf.dtype), list(leaf.shape)]).encode())
-        sha.update(memoryview(leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        sha.update(leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
 
 

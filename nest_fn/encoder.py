@@ -120,8 +120,12 @@ def encode(
 
 
 def subsample_features(params: Params, features: Tensor, lengths: Tensor, cfg: EncoderConfig) -> tuple[Tensor, Tensor]:
-    """The front of the encoder alone: ``[B, M, F] -> [B, T, D]``, with lengths in frames -> in encoder frames."""
+    """The front of the encoder alone: ``[B, M, F] -> [B, T, D]``, with lengths in frames -> in encoder frames.
+
+    Lengths above ``F`` count as ``F``.
+    """
     weight = params["subsampling"]["out"]["weight"]
+    lengths = lengths.to(torch.int64).clamp(min=0, max=features.shape[2])
     x = features.transpose(1, 2).to(weight.dtype)
     return subsample(params["subsampling"], x, lengths, subsampling_spec(cfg))
 
@@ -205,7 +209,8 @@ def _surroundings(
     if cfg.self_attention_model == LOCAL:
         context = None  # the window says it all
     else:
-        context = context_mask(frames, *_context(cfg, keys, x.device), cfg.att_context_style, x.device)
+        before, after = _context(cfg, keys, x.device)
+        context = context_mask(frames, before, after, cfg.att_context_style, x.device)
     return Surroundings(valid, context, positions, params.get("biases", {}))
 
 

@@ -216,7 +216,8 @@ def _keys(key: Key | None, batch: Batch) -> tuple[_Keys, Tensor | None]:
     random.check_key(key)
     clean, noisy, masks, drop = random.split(key, 4).unbind(0)
     names = torch.arange(batch["audio"].shape[0], device=key.device) if rows is None else rows
-    return _Keys(*(random.fold_in(one, names) for one in (clean, noisy, masks)), drop), rows
+    rows_of = [random.fold_in(one, names) for one in (clean, noisy, masks)]
+    return _Keys(rows_of[0], rows_of[1], rows_of[2], drop), rows
 
 
 def _mask(mask: Tensor | None, apply_mask: bool, key: Key | None, lengths: Tensor, frames: int, cfg: Config) -> Tensor:

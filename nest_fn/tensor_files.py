@@ -38,7 +38,7 @@ def write_tensors(path: Path, leaves: Mapping[str, Tensor], metadata: Mapping[st
     own = _own(leaves)
     texts = dict(metadata or {})
     if path.suffix == ".safetensors":
-        _safetensors(path).torch.save_file(own, path, metadata=texts)
+        _safetensors(path).torch.save_file(own, path, metadata=texts or None)  # it writes {} so that it cannot read it
         return
     with open(path, "wb") as file:
         torch.save({"tensors": own, "metadata": texts}, file)

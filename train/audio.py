@@ -286,7 +286,10 @@ def _resample(samples: NDArray[Any], rate: int, wanted: int) -> NDArray[np.int16
 
 @lru_cache(maxsize=16)
 def _resampler(rate: int, wanted: int) -> Any:
-    """torchaudio's resampler with its kernel, made once for each pair of rates."""
+    """torchaudio's resampler with its kernel, made once for each pair of rates.
+
+    The kernel is computed in float64 and then cast: computed in float32 it is off by up to 2e-5 of full scale.
+    """
     from torchaudio.transforms import Resample
 
-    return Resample(rate, wanted)
+    return Resample(rate, wanted, dtype=torch.float64).float()

@@ -1,13 +1,14 @@
 """From a batch as it was read to what the model hears: noise, other speakers and rooms, mixed on the device (spec 7.5).
 
-A pure function of the batch and a key, without a word to the host, so it compiles into one graph. Each row draws from
-``fold_in(key, utterance)`` (``mix_plan.py`` says what); energies are sums over the row's whole length, silence outside the
-parts included, so that the ratio drawn is the ratio heard, exactly. A row without energy, or a mixture without, adds nothing.
+A pure function of the batch and a key that never waits for the device and compiles into one graph. Each row draws from
+``fold_in(key, utterance)``; ``mix_plan.py`` says what. Energies are sums over the row's whole length, the silence
+outside of the parts included, so the ratio drawn is exactly the ratio heard. Where the row or the mixture is silent,
+nothing is added.
 
 Other than in the reference: rows left alone stay clean (Q32; ``keep_raw_noise`` keeps their noise), the noisy signal is
-always as long as the clean one (Q34), no split fails (Q33), rows of weight 0 neither get nor give anything. One part with a
-drawn mix rate stands for the reference's single-segment class, but for its level, which that class takes from the whole
-source rather than from what is heard of it.
+always as long as the clean one (Q34), no split fails (Q33), rows of weight 0 neither get nor give anything. One part
+with a drawn mix rate stands for the reference's single-segment class, except for its level, which that class takes from
+the whole source, heard or not.
 """
 
 from __future__ import annotations
@@ -40,18 +41,21 @@ def augment(
 
     ``batch`` maps ``audio`` and ``noise`` int16 ``[B, N]`` (zeros from their lengths on), ``audio_len``, ``noise_len``,
     ``row`` and ``utterance`` int64 ``[B]``, ``weight`` ``[B]``. The result maps ``audio`` and ``noisy_audio`` float32
-    ``[B, N]``, their lengths, ``row`` and ``weight``. ``key`` is the run's key of the epoch, int64 ``[2]``; None will do
-    if nothing is drawn. ``rirs`` float ``[R, L]`` are room responses at the batch's sample rate, for ``cfg.rir_prob``.
+    ``[B, N]``, their lengths, ``row`` and ``weight``. ``key`` is the run's key of the epoch, int64 ``[2]``; None will
+    do if nothing is drawn. ``rirs`` float ``[R, L]`` are room responses at the batch's sample rate, for
+    ``cfg.rir_prob``.
 
-    ``pool`` (default: the batch) maps ``audio``, ``audio_len``, ``row``, ``weight`` of the rows from which other speakers are
-    taken. Where a batch is spread over ranks or micro-batches, pass all of its rows, gathered as int16 in any order: the
-    mixtures are then the same however it is spread. Raises ``TypeError``, ``ValueError``.
+    ``pool`` (default: the batch) maps ``audio``, ``audio_len``, ``row``, ``weight`` of the rows from which other
+    speakers are taken. Where a batch is spread over ranks or micro-batches, pass all of its rows, gathered as int16 in
+    any order: the mixtures are then the same however it is spread. Raises ``TypeError``, ``ValueError``.
     """
     _check(batch, cfg, key, rirs)
+    pool = batch if pool is None else pool
+    _check_pool(pool)
     audio = batch["audio"].to(torch.float32).mul_(_SCALE)  # in place on what was just made: one pass less over memory
     noisy = audio
     if cfg.rir_prob > 0 or cfg.prob > 0 or cfg.keep_raw_noise:
-        noisy = _mix(batch, batch if pool is None else pool, audio, cfg, key, rirs)
+        noisy = _mix(batch, pool, audio, cfg, key, rirs)
     return {
         "audio": audio,
         "audio_len": batch["audio_len"],
@@ -83,7 +87,7 @@ def _mix(
 def mix_parts(speech: Tensor, noise: Tensor, others: Tensor, plan: MixPlan) -> Tensor:
     """Add the planned parts: speech float ``[B, N]``, noise int16 ``[B, N]``, others int16 ``[P, M] -> [B, N]``."""
     norm = torch.linalg.vector_norm(speech, dim=-1)
-    if _has_no_host(noise):
+    if _wants_indices(noise):
         added = _place(noise, others, plan.parts).to(speech.dtype)
         return torch.addcmul(speech, added, _gain(norm, added, plan.mixed, plan.ratio)[:, None])
     # On a CPU rows go one by one: moving a part is far cheaper than an index for each sample, and stays in the cache.
@@ -107,16 +111,17 @@ class _Part(NamedTuple):
     period: int
 
 
-def _has_no_host(x: Tensor) -> bool:
+def _wants_indices(x: Tensor) -> bool:
+    """Whether values of ``x`` cannot be read on the host, or only by waiting."""
     # PyTorch has no public question for active grad, vmap, jvp (2.11).
     return x.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def _gain(speech_norm: Tensor, added: Tensor, mixed: Tensor, ratio: Tensor) -> Tensor:
-    """Factor of ``added`` (int16 steps, ``[..., N]``) that puts speech ``ratio`` dB above it; 0 if either is silent (A12)."""
+    """Factor of ``added`` (int16 steps, ``[..., N]``) that puts speech ``ratio`` dB above it; finite for silence (A12)."""
     norm = torch.linalg.vector_norm(added, dim=-1)
     exact = speech_norm * torch.pow(10.0, -ratio / 20) / torch.where(norm > 0, norm, 1.0)
-    return torch.where(mixed, torch.where(norm > 0, exact, 0.0), _SCALE)
+    return torch.where(mixed, exact, _SCALE)
 
 
 def _place(noise: Tensor, others: Tensor, parts: Parts) -> Tensor:
@@ -151,7 +156,9 @@ def _place_in_row(noise: Tensor, others: Tensor, parts: list[_Part], low: int, h
 def _draw(key: Key | None, utterance: Tensor, count: int) -> Tensor:
     """Words of each utterance: ``[B] -> int64 [B, count]``."""
     if key is None:
-        raise ValueError("augment: mixing draws and needs key=; pass one, or set prob, rir_prob and keep_raw_noise off.")
+        raise ValueError(
+            "augment: mixing draws and needs key=; pass one, or set prob, rir_prob and keep_raw_noise off."
+        )
     return random.bits(random.fold_in(key, utterance), (utterance.shape[0], count))
 
 
@@ -160,7 +167,9 @@ def _check(batch: Mapping[str, Tensor], cfg: AugmentConfig, key: Key | None, rir
     names = ("audio", "audio_len", "noise", "noise_len", "row", "utterance", "weight")
     missing = [name for name in names if name not in batch]
     if missing:
-        raise ValueError(f"augment: {', '.join(missing)} missing; the batch has {', '.join(sorted(batch)) or 'nothing'}.")
+        raise ValueError(
+            f"augment: {', '.join(missing)} missing; the batch has {', '.join(sorted(batch)) or 'nothing'}."
+        )
     audio, noise = batch["audio"], batch["noise"]
     if audio.dtype != torch.int16 or noise.dtype != torch.int16:
         raise TypeError(f"augment: audio is {audio.dtype}, noise {noise.dtype}; pass samples as read, in int16.")
@@ -170,3 +179,11 @@ def _check(batch: Mapping[str, Tensor], cfg: AugmentConfig, key: Key | None, rir
         random.check_key(key, "augment: key")
     if cfg.rir_prob > 0 and rirs is None:
         raise ValueError(f"augment: rir_prob {cfg.rir_prob} needs rirs [R, L]; name some in data.rir, or set it to 0.")
+
+
+def _check_pool(pool: Mapping[str, Tensor]) -> None:
+    """Raise unless speakers can be taken from it."""
+    missing = [name for name in ("audio", "audio_len", "row", "weight") if name not in pool]
+    if missing or pool["audio"].dtype != torch.int16 or pool["audio"].ndim != 2:
+        got = f"{', '.join(missing)} missing" if missing else f"audio {pool['audio'].dtype} {list(pool['audio'].shape)}"
+        raise ValueError(f"augment: pool wants audio int16 [P, M], audio_len, row and weight; got {got}.")

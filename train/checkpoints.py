@@ -21,9 +21,12 @@ from .step import TrainState, start_from
 # Settings that may change between parts of a run; the arithmetic of the steps to come is then what they say.
 _FREE = (
     "trainer.max_steps", "trainer.log_every", "trainer.valid_every", "trainer.save_every", "trainer.keep_last",
-    "trainer.threads", "trainer.device", "trainer.compile", "optim.lr", "optim.sched.max_steps", "data.num_workers",
-    "data.prefetch", "data.timeout_s", "data.noise_budget_mb", "data.valid", "data.valid_shards", "data.check_files",
+    "trainer.device", "trainer.compile", "optim.lr", "optim.sched.max_steps",
+    "data.noise_budget_mb", "data.valid", "data.valid_shards",
 )  # fmt: skip
+
+# Settings of the machine at hand: no number depends on them, so they are not written into checkpoints.
+_LOCAL = ("data.num_workers", "data.prefetch", "data.timeout_s", "data.check_files", "trainer.threads")
 
 
 class Saved(NamedTuple):
@@ -45,11 +48,20 @@ def save(cfg: Config, folder: RunFolder, saved: Saved, digest: str, warn: Callab
     trees["window"] = saved.window
     meta = {"step": ts.step, "epoch": saved.epoch, "batch": saved.batch, "data_digest": digest}
     try:
-        checkpoint_files.write_checkpoint(path, trees, cfg.to_dict(), meta)
+        checkpoint_files.write_checkpoint(path, trees, _settings(cfg), meta)
     except CheckpointError as error:
         warn(f"step {ts.step}: {error}")
         return
     checkpoint_folder.prune(folder.checkpoints, keep_last=cfg.trainer.keep_last)
+
+
+def _settings(cfg: Config) -> dict[str, Any]:
+    """The config as a checkpoint holds it, so that equal runs on different machines write equal bytes."""
+    settings = cfg.to_dict()
+    for path in _LOCAL:
+        section, key = path.split(".")
+        settings[section].pop(key, None)
+    return settings
 
 
 def restore(
@@ -98,15 +110,15 @@ def _optimizer_state(tree: dict[str, Any]) -> AdamState | MomentumState:
         return flatten(tree[name])
 
     if "mean" in tree:
-        return AdamState(tree["count"], leaves("mean"), leaves("square"))
-    return MomentumState(tree["count"], leaves("velocity"))
+        return AdamState(tree["updates"], leaves("mean"), leaves("square"))
+    return MomentumState(tree["updates"], leaves("velocity"))
 
 
 def _refuse_changes(
     cfg: Config, settings: dict[str, Any], meta: dict[str, Any], digest: str, allow: bool, warn: Callable[[str], None]
 ) -> None:
     """Compare config and data with those of the checkpoint, key by key."""
-    then, now = flatten(settings), flatten(cfg.to_dict())
+    then, now = flatten(settings), flatten(_settings(cfg))
     changed = [
         f"{key}: was {then.get(key)!r}, is {now.get(key)!r}"
         for key in sorted(then.keys() | now.keys())

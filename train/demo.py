@@ -30,7 +30,7 @@ Maker = Callable[[Tensor, Tensor], list[Tensor]]
 
 def run_demo(cfg: Config, run: Path, seed: int, reporter: Reporter) -> int:
     """Make the corpus, pre-train, probe, and tell; the exit code of the training."""
-    reporter.say("This demo is about synthetic speech: it shows that training works, not how good it is on real speech.")
+    reporter.say("Synthetic speech: this shows that training works, not how good the features are on real speech.")
     manifests = write_corpus(run / "corpus", CorpusSpec(seed=seed))
     data = dataclasses.replace(
         cfg.data, train=(str(manifests["train"]),), valid=(str(manifests["valid"]),), noise=(str(manifests["noise"]),)
@@ -88,7 +88,8 @@ def _collect(maker: Maker, manifests: Sequence[Path]) -> tuple[list[Tensor], Ten
     for manifest in manifests:
         for line in manifest.read_text().splitlines():
             entry = json.loads(line)
-            audio = torch.from_numpy(read_audio(str(manifest.parent / entry["audio_filepath"]), 0.0, None))[None]
+            samples = read_audio(str(manifest.parent / entry["audio_filepath"]), 0.0, None)
+            audio = torch.from_numpy(samples)[None]
             made = maker(audio, torch.tensor([audio.shape[1]]))
             label = frame_labels(entry["phones"], made[0].shape[0], PHONE_NAMES)
             known = label != UNKNOWN

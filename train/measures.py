@@ -29,7 +29,7 @@ def report(window: Mapping[str, Tensor]) -> dict[str, float]:
     ``perplexity``, the exponential of the entropy of their counts, each a mean over the books.
     """
     masked = float(window["masked_tokens"])
-    books, classes = window["token_counts"].shape
+    books = window["token_counts"].shape[0]
     counts = window["token_counts"]
     share = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
     entropy = -torch.special.xlogy(share, share).sum(dim=1)

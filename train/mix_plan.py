@@ -1,9 +1,9 @@
 """What is mixed into each utterance, from where and to where: all draws of spec 7.5, as small tensors ``[B, S]``.
 
-Row ``i``'s draws are the words of one key made from its utterance, so they depend on no worker, rank, order or batch. Only
-which utterance a drawn speaker *is* depends on who else is there: speakers are counted in the order of ``row`` among the
-rows of the pool that count. A pool that holds the whole batch of all ranks and micro-batches thus gives the same mixtures
-however the batch is cut and in whatever order its rows come. Q-numbers are quirks, spec 10.4.
+A row's draws are the words of one key made from its utterance, so they depend on no worker, rank, order or batch. Only
+which utterance a drawn speaker *is* depends on who else is there: speakers are counted in the order of ``row`` among
+the rows of the pool that count. A pool that holds the whole batch of all ranks and micro-batches thus gives the same
+mixtures however the batch is cut, and in whatever order its rows come. Q-numbers are quirks, spec 10.4.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def words_needed(cfg: AugmentConfig) -> int:
 def plan_mix(words: Tensor, batch: Mapping[str, Tensor], pool: Mapping[str, Tensor], cfg: AugmentConfig) -> MixPlan:
     """Draw the mixture of each row: words int64 ``[B, words_needed(cfg)]``, each uniform in [0, 2^32).
 
-    Reads ``audio_len``, ``noise_len``, ``row``, ``weight`` of the batch and ``audio_len``, ``row``, ``weight`` of the pool.
+    Reads ``audio_len``, ``row``, ``weight`` of both batch and pool, and the batch's ``noise_len``.
     """
     length = batch["audio_len"]
     apply, kind, rate, level, segments, speakers = words[:, :_ROW_WORDS].unbind(-1)
@@ -115,8 +115,8 @@ def _draw_mates(words: Tensor, row: Tensor, pool: Mapping[str, Tensor]) -> tuple
 def _draw_sizes(words: Tensor, covered: Tensor, count: Tensor) -> Tensor:
     """Sizes of ``count`` parts that make up ``covered`` samples, each sample in any part alike: ``[B, S]``.
 
-    The multinomial counts are drawn one after the other from binomials in their normal approximation (parts are thousands
-    of samples); no part is empty (Q33).
+    The multinomial counts are drawn one after the other from binomials in their normal approximation (parts are
+    thousands of samples); no part is empty (Q33).
     """
     if words.shape[1] == 1:
         return covered[:, None]
@@ -152,7 +152,7 @@ def _noise_parts(noise_len: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tenso
 def _speech_parts(
     firsts: Tensor, again: Tensor, mates: Tensor, speakers: Tensor, size: Tensor, pool_len: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same for parts of other speakers: each in turn, then anyone of them; anywhere in a longer one, a shorter repeated."""
+    """The same for other speakers: each in turn, then anyone; a stretch of a longer one, or a shorter one repeated."""
     places = torch.arange(size.shape[1], device=size.device)
     anyone = integer(again, 0, speakers[:, None].clamp(min=1))
     mate = mates.gather(-1, torch.where(places < speakers[:, None], places, anyone).clamp(max=mates.shape[1] - 1))

@@ -40,7 +40,7 @@ class Optimizer(NamedTuple):
 class AdamState(NamedTuple):
     """Updates done (float32 scalar) and the running means of gradients and of their squares, by path."""
 
-    count: Tensor
+    updates: Tensor
     mean: dict[str, Tensor]
     square: dict[str, Tensor]
 
@@ -48,7 +48,7 @@ class AdamState(NamedTuple):
 class MomentumState(NamedTuple):
     """Updates done (float32 scalar) and velocity, by path."""
 
-    count: Tensor
+    updates: Tensor
     velocity: dict[str, Tensor]
 
 
@@ -69,13 +69,13 @@ def adamw(
     ) -> tuple[dict[str, Tensor], AdamState]:
         params, mean, square = (_own(tree, donate) for tree in (params, state.mean, state.square))
         # The kernel counts up for each tensor; ours is one count for all.
-        counts = [state.count.clone() for _ in params]
+        counts = [state.updates.clone() for _ in params]
         rule(
             list(params.values()), [grads[path] for path in params], [mean[path] for path in params],
             [square[path] for path in params], [], counts, fused=True, amsgrad=False, maximize=False,
             beta1=betas[0], beta2=betas[1], lr=lr, weight_decay=weight_decay, eps=eps,
         )  # fmt: skip
-        return params, AdamState(state.count + 1, mean, square)
+        return params, AdamState(state.updates + 1, mean, square)
 
     return Optimizer(init, update)
 
@@ -95,7 +95,7 @@ def sgd(momentum: float = 0.9, weight_decay: float = 0.0) -> Optimizer:
             foreach=True, fused=False, weight_decay=weight_decay, momentum=momentum, lr=lr, dampening=0.0,
             nesterov=False, maximize=False,
         )  # fmt: skip
-        return params, MomentumState(state.count + 1, velocity)
+        return params, MomentumState(state.updates + 1, velocity)
 
     return Optimizer(init, update)
 

@@ -14,8 +14,8 @@ def reverberate(audio: Tensor, length: Tensor, rirs: Tensor, words: Tensor, prob
     """A share ``prob`` of the rows as heard in one of the rooms: audio ``[B, N]``, rirs ``[R, L] -> [B, N]``.
 
     ``words`` int64 ``[B, 2]``, uniform in [0, 2^32), decide whether and which. The direct path (the response's largest
-    sample) is moved to time 0, so that frames stay where the targets are; the energy within ``length`` is the dry speech's, and
-    nothing sounds after it. Raises ``ValueError`` unless ``rirs`` is ``[R, L]`` with at least one response.
+    sample) is moved to time 0, so that frames stay where the targets are; the energy within ``length`` is the dry
+    speech's, and nothing sounds after it. Raises ``ValueError`` unless ``rirs`` is ``[R, L]`` and holds a response.
     """
     if rirs.ndim != 2 or 0 in rirs.shape:
         raise ValueError(f"reverberate: rirs are {list(rirs.shape)}; want [rooms, samples], at least one of each.")

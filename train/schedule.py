@@ -75,6 +75,6 @@ def schedule_warning(cfg: Config) -> str | None:
     if peak >= sched.min_lr:
         return None
     return (
-        f"optim.lr={cfg.optim.lr:g} is Noam's factor: the rate peaks at {peak:.2g}, under sched.min_lr={sched.min_lr:g}, "
-        "and stays there; NEST uses optim.lr=5.0, or set optim.sched.name=cosine."
+        f"optim.lr={cfg.optim.lr:g} is Noam's factor: the rate peaks at {peak:.2g}, under "
+        f"sched.min_lr={sched.min_lr:g}, and stays there; NEST uses optim.lr=5.0, or set optim.sched.name=cosine."
     )

@@ -1,7 +1,7 @@
 """One training step as a function: ``step(train_state, batches, key) -> (train_state, metrics)``.
 
-Gradients come from autograd around the (compiled) loss: detached leaves go in, gradients come out, and from outside
-nothing has changed (docs/design.md, "Two gradient engines"). A key goes in and never comes out: ``fold_in(root, step)``.
+Gradients come from autograd around the (compiled) loss: detached leaves go in, gradients come out, and nothing that was
+given has changed (docs/design.md, "Two gradient engines"). A key goes in and never comes out: ``fold_in(root, step)``.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -15,10 +15,6 @@ _FIRST = resolvers().keys() | yaml.SafeDumper.yaml_implicit_resolvers.keys()
 class _Dumper(yaml.SafeDumper):
     """Quotes the texts that a reader would take for something else, and writes lists of plain values on one line."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[Any]]] = {
-        first: resolvers().get(first, []) + yaml.SafeDumper.yaml_implicit_resolvers.get(first, []) for first in _FIRST
-    }
-
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
@@ -28,6 +24,9 @@ def _list(dumper: yaml.SafeDumper, values: list[Any]) -> yaml.Node:
     return dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=plain)
 
 
+_Dumper.yaml_implicit_resolvers = {
+    first: resolvers().get(first, []) + yaml.SafeDumper.yaml_implicit_resolvers.get(first, []) for first in _FIRST
+}
 _Dumper.add_representer(list, _list)
 
 

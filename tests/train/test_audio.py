@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -78,7 +79,7 @@ def test_resampling_is_torchaudios(tmp_path: Path, rate: int) -> None:
     wanted = torchaudio.functional.resample(wave, rate, 16000).round().clamp(-32768, 32767).numpy()
     got = read_audio(tmp_path / "a.wav")
     assert got.shape == wanted.shape and np.abs(got - wanted).max() <= 1
-    assert (got == wanted).mean() > 0.97  # float32 against float64, before rounding
+    assert (got == wanted).mean() > 0.99
     with pytest.raises(DataError, match=f"{rate} Hz, 16000 Hz wanted.*resample"):
         read_audio(tmp_path / "a.wav", resample=False)
 
@@ -106,8 +107,8 @@ def test_channels(tmp_path: Path) -> None:
     for channel in ("error", 2, -1):
         with pytest.raises(DataError, match="data.channel"):
             read_audio(path, channel=channel)  # type: ignore[arg-type]
+    write_wav(tmp_path / "b.wav", stereo[:, 0])
     with pytest.raises(DataError, match="channel 1 asked of 1"):
-        write_wav(tmp_path / "b.wav", stereo[:, 0])
         read_audio(tmp_path / "b.wav", channel=1)
 
 
@@ -182,10 +183,8 @@ def test_damaged_flac(tmp_path: Path) -> None:
         read_audio(path, 0.0, 2.0)
     for place in range(4, len(whole), len(whole) // 40):
         path.write_bytes(whole[:place] + b"\xff\0\xff\0" * 8 + whole[place + 32 :])
-        try:
+        with contextlib.suppress(DataError):
             assert len(read_audio(path)) <= 40000
-        except DataError:
-            pass
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg"])

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from nest_fn.config.training import DataConfig
 from nest_fn.train.audio import read_audio
-from nest_fn.train.bench_data import loader_throughput
+from nest_fn.train.bench_data import loader_rates, loader_throughput
 from nest_fn.train.data import Dataset, RawBatch, batches, load_batch, open_dataset
 from nest_fn.train.errors import DataError, UsageError
 from nest_fn.train.manifest import load_manifest, write_manifest
@@ -297,3 +297,8 @@ def test_real_recordings() -> None:
     rate = loader_throughput(dataset, len(dataset.plan(0)))
     assert rate.audio_seconds == pytest.approx(float(dataset.manifest.duration.sum()), abs=0.01)
     assert rate.per_core_second > 500 and rate.first_batch_seconds <= rate.wall_seconds
+
+
+def test_rates_of_made_up_clips(tmp_path: Path) -> None:
+    rates = loader_rates(tmp_path, minutes=0.4, repeats=1)
+    assert {"wav", "wav_noise"} <= set(rates) and min(rates.values()) > 500

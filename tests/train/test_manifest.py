@@ -52,8 +52,9 @@ def test_the_real_manifests() -> None:
 
 def test_forms_of_lines(tmp_path: Path) -> None:
     text = (
-        b'\xef\xbb\xbf{"audio_filepath": "a.wav", "duration": 2}\r\n\r\n   \n{"audio_filename": "b.wav", "duration": "7"}'
-        b'\n\n{"audio_filepath": "\xc3\xa4 \xe9\x9f\xb3.wav", "duration": 1e0, "offset": "0.5", "text": "hi", "lang": null}'
+        b'\xef\xbb\xbf{"audio_filepath": "a.wav", "duration": 2}\r\n\r\n   \n'
+        b'{"audio_filename": "b.wav", "duration": "7"}\n\n'
+        b'{"audio_filepath": "\xc3\xa4 \xe9\x9f\xb3.wav", "duration": 1e0, "offset": "0.5", "text": "hi", "lang": null}'
     )
     (tmp_path / "m.jsonl").write_bytes(text)
     manifest = _load(tmp_path / "m.jsonl")

@@ -47,11 +47,10 @@ def _raise_at_five(number: int) -> int:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_error_comes_in_its_place_with_its_traceback(workers: int) -> None:
-    seen = []
+    results = ordered_map(_raise_at_five, range(20), workers=workers, ahead=9)
+    assert [next(results) for _ in range(5)] == [0, 1, 2, 3, 4]
     with pytest.raises(DataError, match="item five: cut") as caught:
-        for value in ordered_map(_raise_at_five, range(20), workers=workers, ahead=9):
-            seen.append(value)
-    assert seen == [0, 1, 2, 3, 4]
+        next(results)
     assert "_raise_at_five" in "".join(traceback.format_exception(caught.value))
 
 
