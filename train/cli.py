@@ -16,7 +16,6 @@ from nest_fn.layers.tree import flatten
 
 from .errors import NestError, UsageError, exit_code
 
-PRESETS = Path(__file__).resolve().parents[1] / "configs"
 EPILOG = """exit codes: 0 done, 1 failure, 2 usage or config, 3 data, 4 checkpoint, 5 not finite, 6 distributed,
 75 saved after SIGTERM or SIGUSR1 (start again to go on), 130 Ctrl-C"""
 
@@ -45,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     add_command(commands, "pretrain", _pretrain, "train from a config", _pretrain_arguments)
     cli_data.add_commands(commands)
     add_command(commands, "config", _config, "show a config, or how two differ", _config_arguments)
+    add_command(commands, "probe", _probe, "what a linear map reads off a trained encoder", _probe_arguments)
     add_command(commands, "doctor", _doctor, "is this machine ready", _doctor_arguments)
     add_command(commands, "bench", _bench, "how fast is this machine", _bench_arguments)
     add_command(commands, "demo", _demo, "train a small model on synthetic speech", _demo_arguments)
@@ -68,20 +68,15 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_config(args: argparse.Namespace) -> Config:
-    """The config that the arguments name. Raises ``ConfigError``, ``UsageError``."""
-    return Config.from_yaml(config_path(args.config), overrides=args.overrides)
+    """The config that ``-c`` and the overrides name. Raises ``ConfigError``."""
+    return config_of(args.config, args.overrides)
 
 
-def config_path(name: str) -> Path:
-    """A file, or a preset by name."""
-    path = Path(name)
-    preset = PRESETS / f"{name.removesuffix('.yaml')}.yaml"
-    if path.is_file() or not preset.is_file():
-        if not path.exists():
-            known = ", ".join(sorted(file.stem for file in PRESETS.glob("*.yaml")))
-            raise UsageError(f"config: there is no file {name}, and no preset of that name; the presets are {known}.")
-        return path
-    return preset
+def config_of(name: str, overrides: Sequence[str] = ()) -> Config:
+    """A YAML file or, where no such file is, a preset. Raises ``ConfigError``."""
+    if Path(name).exists() or name.endswith((".yaml", ".yml")) or "/" in name:
+        return Config.from_yaml(name, overrides)
+    return Config.preset(name, overrides)
 
 
 def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
@@ -121,17 +116,32 @@ def _config_arguments(parser: argparse.ArgumentParser) -> None:
 def _config(args: argparse.Namespace) -> None:
     others = [word for word in args.rest if "=" not in word]
     overrides = [word for word in args.rest if "=" in word]
-    first = Config.from_yaml(config_path(args.config), overrides=overrides)
+    first = config_of(args.config, overrides)
     if args.action == "show":
         print(yaml.safe_dump(first.to_dict(), sort_keys=False), end="")
         return
     if len(others) != 1:
         raise UsageError(f"config diff: want two configs, got {1 + len(others)}.")
-    second = Config.from_yaml(config_path(others[0]), overrides=overrides)
+    second = config_of(others[0], overrides)
     before, after = flatten(first.to_dict()), flatten(second.to_dict())
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key):
             print(f"{key}: {before.get(key)} -> {after.get(key)}")
+
+
+def _probe_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", help="a checkpoint, or a run folder: its newest")
+    parser.add_argument("--label", required=True, help="key of the manifests' lines, e.g. speaker")
+    parser.add_argument("--train", nargs="+", required=True, metavar="MANIFEST")
+    parser.add_argument("--test", nargs="+", required=True, metavar="MANIFEST")
+
+
+def _probe(args: argparse.Namespace) -> None:
+    from .probe_labels import probe_labels
+
+    for score in probe_labels(args.checkpoint, args.label, args.train, args.test):
+        print(f"{score.name:<10} {args.label} accuracy {score.test:.3f}  (layer {score.layer}, "
+              f"{score.held_back:.3f} on utterances held back)", flush=True)  # fmt: skip
 
 
 def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
@@ -171,5 +181,5 @@ def _demo(args: argparse.Namespace) -> int:
     from .cli_report import ConsoleReporter
     from .demo import run_demo
 
-    cfg = Config.from_yaml(PRESETS / "demo.yaml", overrides=args.overrides)
+    cfg = Config.preset("demo", args.overrides)
     return run_demo(cfg, Path(args.run), args.seed, ConsoleReporter(sys.stdout))

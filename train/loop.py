@@ -21,7 +21,6 @@ from .errors import NonFiniteError
 from .memory import keep_freed_memory
 from .optimizer import global_norm
 from .run_folder import RunFolder
-from .schedule import schedule_warning
 from .signals import StopRequest, stop_requests
 from .step import TrainState, init_train_state, make_step
 from .validate import make_evaluate, validate
@@ -248,6 +247,5 @@ def _announce(run: Run, progress: _Progress) -> None:
     )
     mode = "compiled" if compiled(cfg, run.device) else "eager"
     say(f"{run.device.type}, {cfg.trainer.precision}, {mode}; run folder {run.folder.path}")
-    warning = schedule_warning(cfg)
-    if warning:
-        run.reporter.warn(warning)
+    for remark in cfg.advice:
+        run.reporter.warn(remark)

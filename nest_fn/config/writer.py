@@ -24,10 +24,16 @@ def _list(dumper: yaml.SafeDumper, values: list[Any]) -> yaml.Node:
     return dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=plain)
 
 
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    breaks = any(character in text for character in "\x85\u2028\u2029\ufeff")  # read back as spaces unless escaped
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if breaks else None)
+
+
 _Dumper.yaml_implicit_resolvers = {
     first: resolvers().get(first, []) + yaml.SafeDumper.yaml_implicit_resolvers.get(first, []) for first in _FIRST
 }
 _Dumper.add_representer(list, _list)
+_Dumper.add_representer(str, _text)
 
 
 def to_text(mapping: Mapping[str, Any]) -> str:

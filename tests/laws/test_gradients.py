@@ -93,8 +93,9 @@ def test_gradient_reaches_every_parameter_of_the_model(overrides: tuple[str, ...
     check_reach(model(*overrides))
 
 
-def test_gradients_of_the_model_are_right() -> None:
-    check_float64(model())
+@pytest.mark.parametrize("overrides", [(), ("masking.freeze=false",), ("mask_position=post_conv",)], ids=str)
+def test_gradients_of_the_model_are_right(overrides: tuple[str, ...]) -> None:
+    check_float64(model(*overrides))
 
 
 def test_the_laws_fire() -> None:

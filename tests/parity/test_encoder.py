@@ -54,9 +54,12 @@ def test_encoder(name: str, mode: str) -> None:
     assert torch.equal(lengths, stored["length"])
     assert y.shape == stored["outputs"].shape
     assert relative(y, stored["outputs"]) < 1e-5
-    theirs = case.group("grads_eval" if train is False and case.group("grads_eval") else "grads")
-    assert relative(x_grad, theirs["@input"]) < 2e-5
-    check_gradients(grads, theirs, case, cfg, "train" if train else "eval")
+    # Without batch norm eval equals train; with it, only whole cases hold the gradients of eval.
+    batch_norm = f"out_{mode}/outputs" in case.tensors
+    theirs = case.group("grads_eval" if batch_norm and not train else "grads")
+    if theirs:
+        assert relative(x_grad, theirs["@input"]) < 2e-5
+        check_gradients(grads, theirs, case, cfg, "train" if train else "eval")
     if train and case.group("after"):
         check_statistics(state, case, cfg)
 
