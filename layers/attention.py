@@ -88,6 +88,7 @@ def attention(
     padding see nothing and give the output map's bias. ``fused`` takes PyTorch's fused kernel where no dropout is
     asked for; it supports no forward-mode derivatives.
     """
+    check_attention("attention", x, positions, valid, 2 * x.shape[1] - 1)
     query = split_heads(linear(params["query"], x), heads)
     keys = split_heads(linear(params["key"], x), heads)
     values = split_heads(linear(params["value"], x), heads)
@@ -107,6 +108,17 @@ def attention(
         weights = torch.softmax(torch.where(allowed, scores, MASKED), dim=-1)
         mixed = dropout(weights, rate, key=key, train=train) @ values
     return linear(params["output"], zero_padding(merge_heads(mixed), valid))
+
+
+def check_attention(what: str, x: Tensor, positions: Tensor | None, valid: Tensor, rows: int) -> None:
+    """Raise ``ValueError`` unless the mask fits ``x [B, T, D]`` and there are ``rows`` positions."""
+    if x.ndim != 3 or valid.shape != x.shape[:2]:
+        raise ValueError(f"{what}: x {list(x.shape)} wants a mask of valid frames [B, T], got {list(valid.shape)}.")
+    if positions is not None and positions.shape[0] != rows:
+        raise ValueError(
+            f"{what}: x {list(x.shape)} wants positions [{rows}, D], got {list(positions.shape)}; make them with "
+            f"relative_positions."
+        )
 
 
 def _per_row(context: Tensor) -> Tensor:

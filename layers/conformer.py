@@ -120,7 +120,7 @@ def _keys(key: Key | None, train: bool) -> tuple[Key | None, ...]:
 def _attend(
     params: AttentionParams, x: Tensor, around: Surroundings, spec: ConformerSpec, key: Key | None, train: bool
 ) -> Tensor:
-    params = {**params, **around.biases}  # type: ignore[typeddict-item]
+    params = {**params, **around.biases}
     if spec.window is None:
         return attention(
             params, x, around.positions, around.valid, around.context,
@@ -129,6 +129,6 @@ def _attend(
     assert around.positions is not None
     return local_attention(
         params, x, around.positions, around.valid, heads=spec.heads, left=spec.window[0], right=spec.window[1],
-        aligned=spec.aligned, rate=spec.attention_dropout, global_tokens=spec.global_tokens, global_spacing=spec.global_spacing,
-        key=key, train=train,
+        aligned=spec.aligned, rate=spec.attention_dropout, global_tokens=spec.global_tokens,
+        global_spacing=spec.global_spacing, key=key, train=train,
     )  # fmt: skip

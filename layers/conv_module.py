@@ -25,7 +25,7 @@ from .types import Key, Tensor
 
 
 class ConvModuleParams(TypedDict, total=False):
-    """1x1 convolutions are affine maps: ``pointwise1 [2D, D]``, ``pointwise2 [D, D]``. Instance norm has no ``norm``."""
+    """1x1 convolutions are affine maps: ``pointwise1 [2D, D]``, ``pointwise2 [D, D]``; instance norm has none."""
 
     pointwise1: LinearParams
     depthwise: ConvParams

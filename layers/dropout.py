@@ -9,6 +9,8 @@ from .types import Key, Tensor
 
 
 def _needs_key(what: str, rate: float, key: Key | None) -> Key:
+    if not 0.0 <= rate < 1.0:
+        raise ValueError(f"{what}: rate must lie in [0, 1), got {rate}.")
     if key is None:
         raise ValueError(f"{what}: train=True with rate {rate} needs key=; pass one, or train=False.")
     return key

@@ -14,12 +14,21 @@ def valid_mask(lengths: Tensor, width: int) -> Tensor:
 
 def check_lengths(what: str, x: Tensor, lengths: Tensor) -> None:
     """Raise ``ValueError`` unless ``lengths`` is integer ``[B]`` for ``x [B, ...]``."""
+    if not isinstance(lengths, Tensor):
+        raise TypeError(f"{what}: lengths are a {type(lengths).__name__}; pass an int64 tensor [B].")
     if lengths.ndim != 1 or lengths.shape[0] != x.shape[0]:
         raise ValueError(
-            f"{what}: x {list(x.shape)} has {x.shape[0]} rows, lengths are {list(lengths.shape)}; pass one length a row."
+            f"{what}: x {list(x.shape)} has {x.shape[0]} rows, lengths are {list(lengths.shape)}; "
+            "pass one length a row."
         )
     if lengths.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"{what}: lengths are {lengths.dtype}; pass integers (int64).")
+
+
+def check_rows(what: str, rows: Tensor, count: int) -> None:
+    """Raise ``ValueError`` unless ``rows``, the names of a batch's rows for their draws, is int64 ``[B]``."""
+    if tuple(rows.shape) != (count,) or rows.dtype != torch.int64:
+        raise ValueError(f"{what}: names of rows are {rows.dtype} {list(rows.shape)}; pass int64 [{count}].")
 
 
 def strided(length: Tensor | int, kernel: int, stride: int, padding: int, ceil: bool = False) -> Tensor | int:

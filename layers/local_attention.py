@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from . import random
-from .attention import MASKED, AttentionParams, merge_heads, split_heads
+from .attention import MASKED, AttentionParams, check_attention, merge_heads, split_heads
 from .dropout import dropout
 from .lengths import zero_padding
 from .linear import linear
@@ -21,7 +21,8 @@ from .types import Key, Tensor
 
 def local_attention(
     params: AttentionParams, x: Tensor, positions: Tensor, valid: Tensor, *, heads: int, left: int, right: int,
-    aligned: bool = False, rate: float = 0.0, global_tokens: int = 0, global_spacing: int = 1, key: Key | None = None, train: bool = False,
+    aligned: bool = False, rate: float = 0.0, global_tokens: int = 0, global_spacing: int = 1,
+    key: Key | None = None, train: bool = False,
 ) -> Tensor:  # fmt: skip
     """Frame i looks at valid frames i-left..i+right: ``[B, T, D] -> [B, T, D]``.
 
@@ -32,6 +33,7 @@ def local_attention(
     Where left and right differ, the reference adds the position scores of the query's own frame and of frames after
     it at the wrong end of the window; ``aligned`` puts them where they belong (docs/parity.md, Q47).
     """
+    check_attention("local_attention", x, positions, valid, left + right + 1)
     query = split_heads(linear(params["query"], x), heads)
     keys = split_heads(linear(params["key"], x), heads)
     values = split_heads(linear(params["value"], x), heads)

@@ -60,6 +60,12 @@ def init_batch_norm_state(width: int) -> BatchNormState:
     }
 
 
+def _check_channels(what: str, params: NormParams, x: Tensor) -> None:
+    width = params["weight"].shape[0]
+    if x.ndim != 3 or x.shape[1] != width:
+        raise ValueError(f"{what}: x is {list(x.shape)}, want [B, {width}, T] as the weight [{width}] says.")
+
+
 def layer_norm(params: NormParams, x: Tensor) -> Tensor:
     """Normalise the last axis: ``[..., D] -> [..., D]``."""
     if x.shape[-1] != params["weight"].shape[-1]:
@@ -68,7 +74,10 @@ def layer_norm(params: NormParams, x: Tensor) -> Tensor:
 
 
 def group_norm(params: NormParams, x: Tensor, groups: int) -> Tensor:
-    """Normalise groups of channels over space: ``[B, D, ...] -> [B, D, ...]``."""
+    """Normalise groups of channels over time: ``[B, D, T] -> [B, D, T]``."""
+    _check_channels("group_norm", params, x)
+    if x.shape[1] % groups:
+        raise ValueError(f"group_norm: {x.shape[1]} channels are no multiple of {groups} groups; change one of them.")
     return cast(Tensor, call(_GROUP_NORM, params, x, groups))  # type: ignore[arg-type]
 
 
@@ -86,6 +95,7 @@ def batch_norm(
     ``valid`` (bool ``[B, T]``) leaves padded frames out of the statistics; without it they count, as in the reference
     (spec Q27). The output and the new state are returned, the given state is not written to.
     """
+    _check_channels("batch_norm", params, x)
     if not train:
         mean, variance = state["running_mean"], state["running_var"]
         return F.batch_norm(x, mean, variance, params["weight"], params["bias"], eps=EPS), state
@@ -121,4 +131,5 @@ def _masked_statistics(x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 def scale_shift(params: NormParams, x: Tensor) -> Tensor:
     """What is left of a batch norm whose statistics were folded in: ``[B, D, T] -> [B, D, T]``."""
+    _check_channels("scale_shift", params, x)
     return x * params["weight"][:, None] + params["bias"][:, None]

@@ -46,6 +46,13 @@ def check_key(key: object, name: str = "key") -> None:
         raise ValueError(f"{name}: want int64 [..., 2] made by key(seed), got {key.dtype} {list(key.shape)}")
 
 
+def check_one_key(key: object, name: str = "key") -> None:
+    """Raise unless ``key`` is a single key, int64 ``[2]``."""
+    check_key(key, name)
+    if isinstance(key, Tensor) and key.ndim != 1:
+        raise ValueError(f"{name}: want one key [2], got {list(key.shape)}; pass one of them.")
+
+
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: Tensor) -> tuple[Tensor, ...]:
     """Ten rounds of Philox4x32 on four words below 2^32 (int64); ``seed`` int64 is the 64-bit key. Four such words."""
     c0, c1, c2, c3 = counter
@@ -62,8 +69,6 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: Tensor) -> tupl
 def _words(key: Key, blocks: Tensor) -> tuple[Tensor, ...]:
     """Words of the given counter blocks: key ``[..., 2]``, blocks ``[n]`` -> four of int64 ``[..., n]``."""
     position = key[..., 1:] + blocks
-    if position.is_meta:  # shapes alone, and ten rounds of nothing are slow
-        return position, position, position, position
     if position.is_meta:  # no numbers, so no rounds: abstract trees are cheap
         return position, position, position, position
     zero = torch.zeros_like(position)
@@ -71,8 +76,10 @@ def _words(key: Key, blocks: Tensor) -> tuple[Tensor, ...]:
 
 
 def fold_in(key: Key, data: int | Tensor) -> Key:
-    """A new key for the number ``data`` (a name, a step, a row): ``[..., 2]``, broadcast with an int64 tensor's shape."""
+    """A new key for the number ``data`` (a name, a step, a row): ``[..., 2]``, broadcast with an int64 tensor."""
     check_key(key)
+    if isinstance(data, float) or (isinstance(data, Tensor) and data.dtype.is_floating_point):
+        raise TypeError("fold_in: want an integer or an int64 tensor, got floats; keys are named by whole numbers.")
     number = torch.as_tensor(data, dtype=torch.int64, device=key.device)
     w0, w1, w2, w3 = _words(key, number.unsqueeze(-1))
     return torch.cat((w0 | (w1 << 32), w2 | (w3 << 32)), dim=-1)
@@ -81,6 +88,8 @@ def fold_in(key: Key, data: int | Tensor) -> Key:
 def split(key: Key, n: int) -> Key:
     """``n`` new keys: ``[..., 2] -> [n, ..., 2]``; the old one must not be used again."""
     check_key(key)
+    if n < 0:
+        raise ValueError(f"split: n must be 0 or more, got {n}.")
     w0, w1, w2, w3 = _words(key, torch.arange(n, device=key.device))
     return torch.stack((w0 | (w1 << 32), w2 | (w3 << 32)), dim=-1).movedim(-2, 0)
 
@@ -135,6 +144,8 @@ def normal(key: Key, shape: Sequence[int], dtype: torch.dtype = torch.float32) -
 def keep(key: Key, rate: float, shape: Sequence[int]) -> Tensor:
     """Bernoulli decisions for dropout: bool, True with probability ``1 - rate`` to 16 bits."""
     check_key(key)
+    if not 0.0 <= rate <= 1.0:
+        raise ValueError(f"keep: rate must lie in [0, 1], got {rate}.")
     wanted = _per_key(key, shape)
     n = math.prod(wanted)
     threshold = round(rate * 65536)

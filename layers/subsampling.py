@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, cast
 
-import torch
 import torch.nn.functional as F
 
 from . import random

@@ -12,6 +12,8 @@ Speech Processing Tasks", arXiv 2408.13106.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from nest_fn.layers.random import fold_in, key, split
 
 from . import nemo
@@ -20,6 +22,9 @@ from .config import Config, ConfigError
 from .features import log_mel
 from .model import Batch, Output, abstract, encode, forward, init, loss, loss_sum, quantize
 
+if TYPE_CHECKING:
+    from .train.ssl_model import PureTorchSSLModel, create_optimizer, create_scheduler
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -27,7 +32,10 @@ __all__ = [
     "Config",
     "ConfigError",
     "Output",
+    "PureTorchSSLModel",
     "abstract",
+    "create_optimizer",
+    "create_scheduler",
     "encode",
     "features",
     "fold_in",
@@ -41,3 +49,19 @@ __all__ = [
     "quantize",
     "split",
 ]
+
+_FROM_TRAIN = ("PureTorchSSLModel", "create_optimizer", "create_scheduler")
+
+
+def __getattr__(name: str) -> Any:
+    """Names that live in ``train``, imported when first asked for: the only import that points up."""
+    if name in _FROM_TRAIN:
+        from .train import ssl_model
+
+        return getattr(ssl_model, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Everything that can be asked for, imported yet or not."""
+    return sorted({*globals(), *__all__})

@@ -13,7 +13,7 @@ from nest_fn.layers import random
 from nest_fn.layers.attention import context_mask, init_position_biases
 from nest_fn.layers.conformer import ConformerSpec, Surroundings, conformer_layer, init_conformer_layer
 from nest_fn.layers.dropout import depth_rates, dropout, stochastic_depth
-from nest_fn.layers.lengths import check_lengths, strided, valid_mask
+from nest_fn.layers.lengths import check_lengths, check_rows, strided, valid_mask
 from nest_fn.layers.linear import init_linear, linear
 from nest_fn.layers.positions import absolute_positions, relative_positions
 from nest_fn.layers.subsampling import SubsamplingSpec, init_subsampling, subsample
@@ -113,7 +113,9 @@ def encode(
     """
     if features.ndim != 3 or features.shape[1] != cfg.feat_in:
         raise ValueError(f"encode: features are {list(features.shape)}, want [B, {cfg.feat_in}, F].")
-    check_lengths("encode: features", features, lengths)
+    if not features.is_floating_point():
+        raise TypeError(f"encode: features are {features.dtype}; pass floats, as log_mel makes them.")
+    check_lengths("encode", features, lengths)
     x, lengths = subsample_features(params, features, lengths, cfg)
     encoded = encode_frames(params, state, x, lengths, cfg, key=key, train=train, rows=rows)
     return encoded.frames.transpose(1, 2), encoded.lengths, encoded.state
@@ -137,6 +139,10 @@ def encode_frames(
     """Everything behind the subsampling: ``[B, T, D]`` -> ``Encoded``, with the outputs of the blocks in ``layers``."""
     if train and key is None and _has_chance(cfg):
         raise ValueError("encode: train=True with dropout or other chance needs key=; pass one, or train=False.")
+    if key is not None:
+        random.check_one_key(key, "encode: key")
+    if rows is not None:
+        check_rows("encode", rows, x.shape[0])
     keys = _EncoderKeys(key, x.shape[0], rows, cfg.n_layers) if train and key is not None else None
     x, around = _enter(params, x, lengths, cfg, keys, train)
     spec = conformer_spec(cfg)

@@ -8,7 +8,8 @@ features too, blocks of which are masked; the encoder sees them, and a linear so
 
 ``batch`` maps ``audio [B, N]``, ``audio_len [B]`` (samples), ``noisy_audio [B, N]``, ``noisy_audio_len [B]``; it may
 hold ``row`` int64 ``[B]``, the name of each row for its random draws (default 0..B-1), and ``weight [B]``, 0 for rows
-that must not count.
+that must not count. A signal whose features are at hand may be given by them instead: ``features [B, M, F]`` and
+``features_len`` (frames) for ``audio`` and ``audio_len``, ``noisy_features`` and ``noisy_features_len`` likewise.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from nest_fn.layers import random
-from nest_fn.layers.lengths import valid_mask
+from nest_fn.layers.lengths import check_rows, valid_mask
 from nest_fn.layers.tree import tree_map
 from nest_fn.layers.types import Key, Params, State, Tensor
 
@@ -60,7 +61,7 @@ def init(key: Key, cfg: Config) -> tuple[Params, State]:
     ``params`` holds ``encoder``, ``decoder`` (and ``masking`` if its embedding is trained); ``state`` holds ``encoder``
     (batch statistics), the frozen ``quantizer`` and ``masking``.
     """
-    random.check_key(key, "init: key")
+    random.check_one_key(key, "init: key")
     encoder_key, decoder_key, quantizer_key, masking_key = random.split(key, 4)
     with key.device:
         encoder_params, encoder_state = init_encoder(encoder_key, cfg.encoder)
@@ -168,11 +169,17 @@ def _see(
 ) -> _Seen:  # fmt: skip
     """Targets from the clean signal, encoded frames from the masked noisy one: the steps of the paper in order."""
     keys, rows = _keys(key, batch)
-    clean, clean_len = log_mel(batch["audio"], batch["audio_len"], cfg.preprocessor, key=keys.clean, train=train)
-    noisy, noisy_len = log_mel(
-        batch["noisy_audio"], batch["noisy_audio_len"], cfg.preprocessor, key=keys.noisy, train=train
-    )
+    clean, clean_len = _features(batch, "audio", cfg, keys.clean, train)
+    noisy, noisy_len = _features(batch, "noisy_audio", cfg, keys.noisy, train)
     return see_features(params, state, clean, clean_len, noisy, noisy_len, cfg, keys, rows, train, apply_mask, mask)
+
+
+def _features(batch: Batch, name: str, cfg: Config, key: Key | None, train: bool) -> tuple[Tensor, Tensor]:
+    """A signal's features ``[B, M, F]`` and their lengths, computed or as given."""
+    if name in batch:
+        return log_mel(batch[name], batch[f"{name}_len"], cfg.preprocessor, key=key, train=train)
+    given = _INSTEAD[name]
+    return batch[given], batch[f"{given}_len"]
 
 
 def see_features(
@@ -213,9 +220,10 @@ def _keys(key: Key | None, batch: Batch) -> tuple[_Keys, Tensor | None]:
     rows = batch.get("row")
     if key is None:
         return _Keys(), rows
-    random.check_key(key)
+    random.check_one_key(key, "forward: key")
     clean, noisy, masks, drop = random.split(key, 4).unbind(0)
-    names = torch.arange(batch["audio"].shape[0], device=key.device) if rows is None else rows
+    size = batch["audio" if "audio" in batch else "features"].shape[0]
+    names = torch.arange(size, device=key.device) if rows is None else rows
     rows_of = [random.fold_in(one, names) for one in (clean, noisy, masks)]
     return _Keys(rows_of[0], rows_of[1], rows_of[2], drop), rows
 
@@ -244,16 +252,28 @@ def token_histogram(tokens: Tensor, counted: Tensor, classes: int) -> Tensor:
     )
 
 
+_INSTEAD = {"audio": "features", "noisy_audio": "noisy_features"}
+
+
 def check_batch(batch: Any) -> None:
-    """Raise ``TypeError`` or ``ValueError`` unless ``batch`` maps the four signals, with equal rows and widths."""
-    names = ("audio", "audio_len", "noisy_audio", "noisy_audio_len")
+    """Raise ``TypeError`` or ``ValueError`` unless ``batch`` maps the two signals, with equal rows and widths."""
     if not isinstance(batch, Mapping):
-        raise TypeError(f"batch: want a mapping with {', '.join(names)}; got {type(batch).__name__}.")
-    missing = [name for name in names if name not in batch]
+        names = ", ".join(f"{name}, {name}_len" for name in _INSTEAD)
+        raise TypeError(f"batch: want a mapping with {names}; got {type(batch).__name__}.")
+    given = [name if name in batch or other not in batch else other for name, other in _INSTEAD.items()]
+    missing = [name for one in given for name in (one, f"{one}_len") if name not in batch]
     if missing:
         raise ValueError(f"batch: {', '.join(missing)} missing; it has {', '.join(sorted(batch)) or 'nothing'}.")
-    if batch["audio"].shape != batch["noisy_audio"].shape:
+    twice = [name for name, other in _INSTEAD.items() if name in batch and other in batch]
+    if twice:
+        raise ValueError(f"batch: has both {twice[0]} and {_INSTEAD[twice[0]]}; keep one.")
+    if given == list(_INSTEAD) and batch["audio"].shape != batch["noisy_audio"].shape:
         raise ValueError(
             f"batch: audio is {list(batch['audio'].shape)}, noisy_audio {list(batch['noisy_audio'].shape)}; "
             "pad both to one width."
         )
+    count = batch[given[0]].shape[0]
+    if "row" in batch:
+        check_rows("batch: row", batch["row"], count)
+    if "weight" in batch and tuple(batch["weight"].shape) != (count,):
+        raise ValueError(f"batch: weight is {list(batch['weight'].shape)}; want one number a row, [{count}].")

@@ -133,7 +133,7 @@ def _their_names(path: str, cfg: Config) -> list[str]:
         inner = _subsampling_name(rest.removeprefix("subsampling."), cfg.encoder.subsampling, cfg.encoder.feat_in)
         if cfg.mask_position != "post_conv":
             return [f"encoder.pre_encode.{inner}"]
-        return [f"encoder.pre_encode.pre_encode.{inner}"] + [f"pre_encoder.pre_encode.{inner}"]
+        return [f"encoder.pre_encode.pre_encode.{inner}", f"pre_encoder.pre_encode.{inner}"]
     if kind == "reduction":
         inner = _subsampling_name(rest.removeprefix("reduction."), "striding", cfg.encoder.d_model)
         return [f"encoder.reduction_subsampling.reduction_enc.{inner}"]

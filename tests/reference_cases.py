@@ -18,7 +18,7 @@ SHARED = Path(__file__).parents[2] / "shared" / "reference"
 
 
 class Case(NamedTuple):
-    """One ``.npz``: its JSON config and its tensors by group (``in``, ``out``, ``weights``, ``grads``, ``after``...)."""
+    """One ``.npz``: its JSON config and its tensors by group (``in``, ``out``, ``weights``, ``grads``, ``after``)."""
 
     name: str
     config: dict[str, Any]

@@ -118,7 +118,7 @@ def _wants_indices(x: Tensor) -> bool:
 
 
 def _gain(speech_norm: Tensor, added: Tensor, mixed: Tensor, ratio: Tensor) -> Tensor:
-    """Factor of ``added`` (int16 steps, ``[..., N]``) that puts speech ``ratio`` dB above it; finite for silence (A12)."""
+    """Factor of ``added`` (int16 steps, ``[..., N]``) that puts speech ``ratio`` dB above it; always finite (A12)."""
     norm = torch.linalg.vector_norm(added, dim=-1)
     exact = speech_norm * torch.pow(10.0, -ratio / 20) / torch.where(norm > 0, norm, 1.0)
     return torch.where(mixed, exact, _SCALE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from nest_fn import checkpoint_files, checkpoint_folder
 from nest_fn.config import Config
 from nest_fn.layers.tree import check_same, flatten, tree_map, unflatten
 from nest_fn.layers.types import Tensor
+from nest_fn.model import abstract
 
 from .errors import CheckpointError
 from .measures import Sums
@@ -22,7 +24,8 @@ from .step import TrainState, start_from
 _FREE = (
     "trainer.max_steps", "trainer.log_every", "trainer.valid_every", "trainer.save_every", "trainer.keep_last",
     "trainer.device", "trainer.compile", "optim.lr", "optim.sched.max_steps",
-    "data.noise_budget_mb", "data.valid", "data.valid_shards",
+    "data.noise_budget_mb", "data.valid", "data.valid_shards", "data.root",
+    "data.train", "data.train_shards", "data.noise", "data.rir",  # where the data lies; what it is, the digest says
 )  # fmt: skip
 
 # Settings of the machine at hand: no number depends on them, so they are not written into checkpoints.
@@ -42,7 +45,7 @@ def save(cfg: Config, folder: RunFolder, saved: Saved, digest: str, warn: Callab
     """Write a checkpoint and drop old ones. A failure to write is told and leaves all as it was; training goes on."""
     ts = saved.ts
     path = checkpoint_folder.step_path(folder.checkpoints, ts.step)
-    if path.exists():
+    if path.exists() and _whole(path):
         return
     trees = {"params": ts.params, "state": ts.state, "optimizer": _optimizer_tree(ts.opt_state), "ema": ts.ema}
     trees["window"] = saved.window
@@ -53,6 +56,14 @@ def save(cfg: Config, folder: RunFolder, saved: Saved, digest: str, warn: Callab
         warn(f"step {ts.step}: {error}")
         return
     checkpoint_folder.prune(folder.checkpoints, keep_last=cfg.trainer.keep_last)
+
+
+def _whole(path: Path) -> bool:
+    try:
+        checkpoint_files.verify(path)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _settings(cfg: Config) -> dict[str, Any]:
@@ -91,10 +102,15 @@ def restore(
 
 
 def _from_trees(cfg: Config, trees: dict[str, Any], meta: dict[str, Any]) -> Saved:
-    fresh = start_from(trees["params"], trees["state"], cfg)
-    check_same("checkpoint: optimizer", trees["optimizer"], _optimizer_tree(fresh.opt_state))
+    try:
+        check_same("params", trees["params"], abstract(cfg)[0])
+        check_same("state", trees["state"], abstract(cfg)[1])
+        fresh = start_from(trees["params"], trees["state"], cfg)
+        check_same("optimizer", trees["optimizer"], _optimizer_tree(fresh.opt_state))
+    except ValueError as error:
+        raise CheckpointError(f"the checkpoint is of another model: {error}; no run can go on from it.") from error
     opt_state = _optimizer_state(trees["optimizer"])
-    ema = trees["ema"] or fresh.ema
+    ema = (trees["ema"] or fresh.ema) if fresh.ema else {}
     ts = TrainState(int(meta["step"]), trees["params"], trees["state"], opt_state, ema)
     window = {name: leaf.to("cpu") for name, leaf in trees["window"].items()}
     return Saved(ts, int(meta["epoch"]), int(meta["batch"]), window)

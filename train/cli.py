@@ -9,9 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from nest_fn.config import Config, ConfigError
+from nest_fn.config.writer import to_text
 from nest_fn.layers.tree import flatten
 
 from .errors import NestError, UsageError, exit_code
@@ -22,21 +21,37 @@ EPILOG = """exit codes: 0 done, 1 failure, 2 usage or config, 3 data, 4 checkpoi
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code. Errors that have a remedy are one message, never a traceback."""
-    args = _parser().parse_args(argv)
+    args = _read(argv)
     try:
         return int(args.run_command(args) or 0)
-    except (NestError, ConfigError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return exit_code(error) if not isinstance(error, FileNotFoundError) else UsageError.exit_code
-    except KeyboardInterrupt as error:
-        print("stopped", file=sys.stderr)
-        return exit_code(error)
     except BrokenPipeError:
         return 0
+    except (NestError, ConfigError, OSError) as error:
+        _tell(f"error: {error}")
+        return UsageError.exit_code if isinstance(error, FileNotFoundError) else exit_code(error)
+    except KeyboardInterrupt as error:
+        _tell("stopped")
+        return exit_code(error)
+
+
+def _read(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; overrides may stand anywhere, also behind options."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if any(word.startswith("-") or "=" not in word for word in rest) or (rest and not hasattr(args, "overrides")):
+        parser.error(f"what is meant by {' '.join(rest)}?")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    return args
+
+
+def _tell(text: str) -> None:
+    """A last line, in place of a progress bar if there is one."""
+    print(("\r\033[K" if sys.stderr.isatty() else "") + text, file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
-    from . import cli_data
+    from . import cli_data, cli_model
 
     parser = argparse.ArgumentParser(prog="nest-fn", description="Self-supervised pre-training of speech encoders.",
                                      epilog=EPILOG)  # fmt: skip
@@ -44,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     add_command(commands, "pretrain", _pretrain, "train from a config", _pretrain_arguments)
     cli_data.add_commands(commands)
     add_command(commands, "config", _config, "show a config, or how two differ", _config_arguments)
-    add_command(commands, "probe", _probe, "what a linear map reads off a trained encoder", _probe_arguments)
+    cli_model.add_commands(commands)
     add_command(commands, "doctor", _doctor, "is this machine ready", _doctor_arguments)
     add_command(commands, "bench", _bench, "how fast is this machine", _bench_arguments)
     add_command(commands, "demo", _demo, "train a small model on synthetic speech", _demo_arguments)
@@ -83,7 +98,7 @@ def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     parser.add_argument("--run", default=None, help="run folder (default: runs/CONFIG)")
     parser.add_argument("--resume", choices=("auto", "must", "never"), default="auto",
-                        help="go on from the newest good checkpoint: if there is one, for sure, not at all")  # fmt: skip
+                        help="go on from the newest good checkpoint if there is one, or must, or never")  # fmt: skip
     parser.add_argument("--allow-changes", action="store_true", help="resume although config or data changed")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done, and run the largest batch")
 
@@ -118,7 +133,7 @@ def _config(args: argparse.Namespace) -> None:
     overrides = [word for word in args.rest if "=" in word]
     first = config_of(args.config, overrides)
     if args.action == "show":
-        print(yaml.safe_dump(first.to_dict(), sort_keys=False), end="")
+        print(to_text(first.to_dict()), end="")
         return
     if len(others) != 1:
         raise UsageError(f"config diff: want two configs, got {1 + len(others)}.")
@@ -127,21 +142,6 @@ def _config(args: argparse.Namespace) -> None:
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key):
             print(f"{key}: {before.get(key)} -> {after.get(key)}")
-
-
-def _probe_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", help="a checkpoint, or a run folder: its newest")
-    parser.add_argument("--label", required=True, help="key of the manifests' lines, e.g. speaker")
-    parser.add_argument("--train", nargs="+", required=True, metavar="MANIFEST")
-    parser.add_argument("--test", nargs="+", required=True, metavar="MANIFEST")
-
-
-def _probe(args: argparse.Namespace) -> None:
-    from .probe_labels import probe_labels
-
-    for score in probe_labels(args.checkpoint, args.label, args.train, args.test):
-        print(f"{score.name:<10} {args.label} accuracy {score.test:.3f}  (layer {score.layer}, "
-              f"{score.held_back:.3f} on utterances held back)", flush=True)  # fmt: skip
 
 
 def _doctor_arguments(parser: argparse.ArgumentParser) -> None:

@@ -47,7 +47,7 @@ def scan(folder: str | Path, manifest: str | Path, *, workers: int = 4, hashes: 
     found.
     """
     base = Path(os.path.abspath(manifest)).parent
-    files = list(_audio_files(os.path.abspath(folder)))
+    files = list(audio_files(os.path.abspath(folder)))
 
     def look(path: str) -> dict[str, Any] | str:
         try:
@@ -175,7 +175,7 @@ def _compare_hash(manifest: Manifest, index: int) -> tuple[str | None, bool]:
     return (None if same else f"{text}; the file changed"), True
 
 
-def _audio_files(folder: str) -> Iterator[str]:
+def audio_files(folder: str) -> Iterator[str]:
     """Paths below a folder in a fixed order; linked folders are not entered, so that no loop can occur."""
     if not os.path.isdir(folder):
         raise DataError(f"scan: {folder} is not a folder")

@@ -13,9 +13,11 @@ from nest_fn.layers import random
 from nest_fn.layers.tree import count, flatten
 from nest_fn.model import abstract
 
-from .data import load_batch, open_dataset
-from .loop import choose_device, to_device
-from .step import init_train_state, make_step
+from .data import RawBatch, load_batch, open_dataset
+from .loop import choose_device
+from .micro_batches import micro_batches, to_device
+from .rooms import load_rooms
+from .step import init_train_state, make_step, training_loss
 
 
 def describe(cfg: Config) -> Iterator[str]:
@@ -28,20 +30,25 @@ def describe(cfg: Config) -> Iterator[str]:
     plan = dataset.plan(0)
     seconds = dataset.shapes.width / cfg.sample_rate
     yield f"data: {len(dataset.manifest):,} utterances, {float(dataset.manifest.duration.sum()) / 3600:.2f} hours"
+    for rule, dropped in dataset.manifest.dropped:
+        yield f"  left out: {dropped:,} {rule}"
     yield f"plan: {len(plan)} batches an epoch, padding efficiency {plan.efficiency(dataset.length):.3f}"
     for rows, width in zip(dataset.shapes.rows.tolist(), seconds.tolist(), strict=True):
         yield f"  {rows} x {width:.2f} s"
     number = plan.largest()
     raw = load_batch(dataset, plan.batch(number), 0, number)
     yield f"largest batch: {raw['audio'].shape[0]} x {raw['audio'].shape[1] / cfg.sample_rate:.2f} s"
-    yield from _try(cfg, to_device(raw, choose_device(cfg.trainer.device)))
+    yield from _try(cfg, raw)
 
 
-def _try(cfg: Config, batch: dict[str, torch.Tensor]) -> Iterator[str]:
-    device = batch["audio"].device
+def _try(cfg: Config, raw: RawBatch) -> Iterator[str]:
+    device = choose_device(cfg.trainer.device)
+    parts = micro_batches(to_device(raw, device), cfg.trainer.accumulate)
+    rirs = load_rooms(cfg.data, cfg.sample_rate)
+    step = make_step(cfg, loss=training_loss(cfg, None if rirs is None else rirs.to(device)))
     key = random.key(cfg.trainer.seed, device=device)
     started = time.monotonic()
-    ts, metrics = make_step(cfg)(init_train_state(random.fold_in(key, 0), cfg), [batch], random.fold_in(key, 1))
+    ts, metrics = step(init_train_state(random.fold_in(key, 0), cfg), parts, random.fold_in(key, 1))
     mean = float(metrics["loss_sum"]) / max(float(metrics["masked_tokens"]), 1.0)
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device) / 2**30

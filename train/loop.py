@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
+from math import lcm
 from typing import Any, Protocol
 
 import torch
@@ -17,18 +20,19 @@ from nest_fn.layers.types import Key, Tensor
 from . import measures
 from .checkpoints import Saved, restore, save
 from .data import Dataset, RawBatch, batches, open_dataset
-from .errors import NonFiniteError
+from .errors import NonFiniteError, UsageError
 from .memory import keep_freed_memory
+from .micro_batches import micro_batches, to_device
 from .optimizer import global_norm
+from .rooms import load_rooms
 from .run_folder import RunFolder
 from .signals import StopRequest, stop_requests
-from .step import TrainState, init_train_state, make_step
+from .step import TrainState, init_train_state, make_step, training_loss
+from .tensorboard import Board
 from .validate import make_evaluate, validate
 
 # Streams of the root key.
 INIT, TRAIN, VALID = 0, 1, 2
-
-TENSORS = ("audio", "audio_len", "noise", "noise_len", "row", "utterance", "weight")
 
 
 class Reporter(Protocol):
@@ -53,6 +57,7 @@ class _Progress:
     batch: int = 0  # the next one of the epoch
     window: measures.Sums = field(default_factory=dict)  # sums since the last line of metrics
     started: float = field(default_factory=time.monotonic)  # of the window
+    sick: frozenset[str] = frozenset()  # what was warned of and has not gone since
 
     def saved(self) -> Saved:
         return Saved(self.ts, self.epoch, self.batch, self.window)
@@ -64,18 +69,37 @@ class Run:
 
     cfg: Config
     folder: RunFolder
+    board: Board
     reporter: Reporter
     train: Dataset
     valid: Dataset | None
+    rirs: Tensor | None
     device: torch.device
     key: Key
 
+    @property
+    def digest(self) -> str:
+        """Of all the data that training depends on."""
+        if self.rirs is None:
+            return self.train.digest
+        return hashlib.sha256(self.train.digest.encode() + self.rirs.cpu().numpy().tobytes()).hexdigest()
+
+    def record(self, line: Mapping[str, Any]) -> None:
+        """A line of metrics to the file, to TensorBoard, to a person."""
+        self.folder.append(line)
+        self.board.add(line)
+        self.reporter.progress(line["step"], self.cfg.trainer.max_steps, line)
+
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is one."""
+    """``auto`` is CUDA where there is one. Raises ``UsageError`` for a device that is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"trainer.device is {name}, this machine has {torch.cuda.device_count()} CUDA devices; "
+                         "nest-fn doctor shows them")  # fmt: skip
+    return device
 
 
 def compiled(cfg: Config, device: torch.device) -> bool:
@@ -85,17 +109,20 @@ def compiled(cfg: Config, device: torch.device) -> bool:
 
 def open_run(cfg: Config, folder: RunFolder, reporter: Reporter) -> Run:
     """Read the data and choose the device. Raises ``DataError``, ``UsageError``."""
+    device = choose_device(cfg.trainer.device)
     if cfg.trainer.threads > 0:
         torch.set_num_threads(cfg.trainer.threads)
-    if choose_device(cfg.trainer.device).type == "cpu":
+    if device.type == "cpu":
         keep_freed_memory()
     if cfg.trainer.deterministic:
         torch.use_deterministic_algorithms(True)
-    device = choose_device(cfg.trainer.device)
     seed, rate = cfg.trainer.seed, cfg.sample_rate
     train = open_dataset(cfg.data, seed, split="train", sample_rate=rate)
     valid = open_dataset(cfg.data, seed, split="valid", sample_rate=rate) if cfg.data.valid else None
-    return Run(cfg, folder, reporter, train, valid, device, random.key(seed, device=device))
+    rirs = load_rooms(cfg.data, rate)
+    rirs = None if rirs is None else rirs.to(device)
+    board = Board(folder.path / "tensorboard")
+    return Run(cfg, folder, board, reporter, train, valid, rirs, device, random.key(seed, device=device))
 
 
 def pretrain(
@@ -114,70 +141,66 @@ def pretrain(
             progress = _begin(run, resume, allow_changes)
             folder.describe(cfg, command or [], _data_record(run))
             _announce(run, progress)
-            return _train(run, progress, stop)
+            with closing(run.board):
+                return _train(run, progress, stop)
     finally:
         folder.close()
 
 
 def _begin(run: Run, resume: str, allow_changes: bool) -> _Progress:
-    saved = restore(run.cfg, run.folder, run.train.digest, run.reporter.warn, run.device, resume, allow_changes)
+    saved = restore(run.cfg, run.folder, run.digest, run.reporter.warn, run.device, resume, allow_changes)
     if saved is None:
+        run.folder.cut_metrics(-1)  # of a run that ended before its first checkpoint
         return _Progress(init_train_state(random.fold_in(run.key, INIT), run.cfg))
     run.folder.cut_metrics(saved.ts.step)
+    if saved.batch > len(run.train.plan(saved.epoch)):  # only if the data changed
+        saved = saved._replace(epoch=saved.epoch + 1, batch=0)
     run.reporter.say(f"resumed at step {saved.ts.step}, epoch {saved.epoch}, batch {saved.batch}")
     return _Progress(saved.ts, saved.epoch, saved.batch, saved.window)
 
 
 def _train(run: Run, progress: _Progress, stop: StopRequest) -> int:
     trainer = run.cfg.trainer
-    step = make_step(run.cfg, compile=compiled(run.cfg, run.device), donate=True)
-    evaluate = make_evaluate(run.cfg)
+    loss = training_loss(run.cfg, run.rirs)
+    step = make_step(run.cfg, compile=compiled(run.cfg, run.device), donate=True, loss=loss)
+    evaluate = make_evaluate(run.cfg, run.rirs)
     stream = batches(run.train, epoch=progress.epoch, batch=progress.batch)
     key = random.fold_in(run.key, TRAIN)
     if progress.ts.step and not run.folder.has_validation(progress.ts.step):
         _validate(run, progress, evaluate, stop)  # what the interrupted run still owed
     while progress.ts.step < trainer.max_steps and not stop.asked:
-        group = [next(stream) for _ in range(trainer.accumulate)]
-        values = _step(run, progress, step, group, key)
+        values = _step(run, progress, step, next(stream), key)
         done = progress.ts.step
-        if done % trainer.log_every == 0 or done == trainer.max_steps:
+        if _due(done, trainer.log_every, trainer.max_steps):
             _log(run, progress, values)
-        if done % trainer.save_every == 0 or done == trainer.max_steps or stop.asked:
-            save(run.cfg, run.folder, progress.saved(), run.train.digest, run.reporter.warn)
+        if _due(done, trainer.save_every, trainer.max_steps):
+            save(run.cfg, run.folder, progress.saved(), run.digest, run.reporter.warn)
         _validate(run, progress, evaluate, stop)
     if stop.asked and progress.ts.step < trainer.max_steps:
-        save(run.cfg, run.folder, progress.saved(), run.train.digest, run.reporter.warn)  # unless it was already
+        save(run.cfg, run.folder, progress.saved(), run.digest, run.reporter.warn)
         run.reporter.say(f"asked to stop: saved at step {progress.ts.step}; the same command goes on from there")
         return stop.exit_code
     return 0
 
 
-def _step(run: Run, progress: _Progress, step: Any, group: list[RawBatch], key: Key) -> dict[str, Tensor]:
-    on_device = [to_device(raw, run.device) for raw in group]
+def _due(done: int, every: int, last: int) -> bool:
+    """Every so many steps (0: never) and at the last one."""
+    return done == last or (every > 0 and done % every == 0)
+
+
+def _step(run: Run, progress: _Progress, step: Any, raw: RawBatch, key: Key) -> dict[str, Tensor]:
+    parts = micro_batches(to_device(raw, run.device), run.cfg.trainer.accumulate)
     try:
-        progress.ts, values = step(progress.ts, on_device, random.fold_in(key, progress.ts.step))
+        progress.ts, values = step(progress.ts, parts, random.fold_in(key, progress.ts.step))
     except NonFiniteError as error:
-        ids = [name for raw in group for name in raw["ids"] if name]
+        ids = [name for name in raw["ids"] if name]
         raise NonFiniteError(f"{error}\n  utterances: {', '.join(ids[:20])}{' ...' if len(ids) > 20 else ''}") from None
-    progress.epoch, progress.batch = group[-1]["epoch"], group[-1]["batch"] + 1
-    progress.window = measures.add(progress.window, values | _audio(group))
-    for raw in group:
-        for problem in raw["bad"]:
-            run.reporter.warn(problem)
+    progress.epoch, progress.batch = raw["epoch"], raw["batch"] + 1
+    audio = {"audio_samples": raw["audio_len"].sum(), "padded_samples": torch.tensor(raw["audio"].numel())}
+    progress.window = measures.add(progress.window, values | audio)
+    for problem in raw["bad"]:
+        run.reporter.warn(problem)
     return values
-
-
-def to_device(raw: RawBatch, device: torch.device) -> dict[str, Tensor]:
-    """The tensors of a batch on the device."""
-    return {name: raw[name].to(device, non_blocking=True) for name in TENSORS}  # type: ignore[literal-required]
-
-
-def _audio(group: list[RawBatch]) -> dict[str, Tensor]:
-    """Samples of audio and of computation."""
-    return {
-        "audio_samples": torch.stack([raw["audio_len"].sum() for raw in group]).sum(),
-        "padded_samples": torch.tensor(sum(raw["audio"].numel() for raw in group)),
-    }
 
 
 def _log(run: Run, progress: _Progress, values: Mapping[str, Tensor]) -> None:
@@ -194,19 +217,24 @@ def _log(run: Run, progress: _Progress, values: Mapping[str, Tensor]) -> None:
     audio_seconds = float(window["audio_samples"]) / run.cfg.sample_rate
     elapsed = max(now - progress.started, 1e-9)
     line["time"] = {"seconds": round(elapsed, 3), "audio_seconds_per_second": round(audio_seconds / elapsed, 2)}
-    run.folder.append(line)
-    run.reporter.progress(progress.ts.step, run.cfg.trainer.max_steps, line)
-    sched = run.cfg.optim.sched
-    warmup = (sched.warmup_steps or 0) if sched is not None else 0
-    for sentence in measures.warnings(line, run.cfg.num_classes, progress.ts.step, warmup):
-        run.reporter.warn(f"step {progress.ts.step}: {sentence}")
+    run.record(line)
+    _warn(run, progress, line)
     progress.window, progress.started = {}, now
+
+
+def _warn(run: Run, progress: _Progress, line: Mapping[str, Any]) -> None:
+    """Each kind of warning once, until what it warns of has gone."""
+    sched = run.cfg.optim.sched
+    found = measures.warnings(line, run.cfg.num_classes, progress.ts.step, sched.warmup if sched is not None else 0)
+    for kind in found.keys() - progress.sick:
+        run.reporter.warn(f"step {progress.ts.step}: {found[kind]}")
+    progress.sick = frozenset(found)
 
 
 def _validate(run: Run, progress: _Progress, evaluate: Any, stop: StopRequest) -> None:
     """A pass over the validation data where one is due; given up, without a trace, when asked to stop."""
     trainer, done = run.cfg.trainer, progress.ts.step
-    if run.valid is None or stop.asked or (done % trainer.valid_every and done != trainer.max_steps):
+    if run.valid is None or stop.asked or not _due(done, trainer.valid_every, trainer.max_steps):
         return
     valid = run.valid
     started = time.monotonic()
@@ -224,8 +252,7 @@ def _validate(run: Run, progress: _Progress, evaluate: Any, stop: StopRequest) -
         return
     took = round(time.monotonic() - started, 3)
     line = {"step": ts.step, "valid": found, "time": {"seconds": took}}
-    run.folder.append(line)
-    run.reporter.progress(ts.step, run.cfg.trainer.max_steps, line)
+    run.record(line)
     progress.started += time.monotonic() - started  # validation is not the steps' time
 
 
@@ -247,5 +274,10 @@ def _announce(run: Run, progress: _Progress) -> None:
     )
     mode = "compiled" if compiled(cfg, run.device) else "eager"
     say(f"{run.device.type}, {cfg.trainer.precision}, {mode}; run folder {run.folder.path}")
+    for rule, dropped in run.train.manifest.dropped:
+        say(f"left out: {dropped:,} utterances {rule}")
     for remark in cfg.advice:
         run.reporter.warn(remark)
+    rows, parts = cfg.data.row_multiple, cfg.trainer.accumulate
+    if rows % parts:
+        run.reporter.warn(f"micro-batches get empty rows; data.row_multiple={lcm(rows, parts)} spares them")

@@ -46,20 +46,20 @@ def report(window: Mapping[str, Tensor]) -> dict[str, float]:
     }
 
 
-def warnings(values: Mapping[str, float], classes: int, step: int, warmup: int) -> list[str]:
-    """Sentences about a run that looks sick; empty when it does not."""
-    found = []
+def warnings(values: Mapping[str, float], classes: int, step: int, warmup: int) -> dict[str, str]:
+    """What looks sick in a run, a sentence for each kind of sickness; empty for a healthy one."""
+    found = {}
     if values["masked_tokens"] == 0:
-        found.append("no token was masked, so nothing was learnt; utterances are too short for masking.block_size.")
+        found["unmasked"] = "no token was masked, nothing was learnt; are utterances shorter than masking.block_size?"
     if values["overflow"] > 0:
-        found.append(f"{values['overflow']:.0f} masked tokens had no room and were left out; raise loss.capacity.")
+        found["overflow"] = f"{values['overflow']:.0f} masked tokens had no room, were left out; raise loss.capacity."
     if values["masked_tokens"] > 20 * classes and values["perplexity"] < 0.05 * classes:
-        found.append(
+        found["collapse"] = (
             f"the quantizer uses few codes (perplexity {values['perplexity']:.1f} of {classes}); "
             "is the audio silent, or preprocessor.normalize off?"
         )
     if step > warmup and values["masked_tokens"] >= 2000 and values["accuracy"] < values["unigram_accuracy"] + 0.005:
-        found.append(
+        found["unlearnt"] = (
             f"masked accuracy {values['accuracy']:.3f} is not above always guessing the commonest token "
             f"({values['unigram_accuracy']:.3f}); the model has not learnt from context yet."
         )

@@ -13,16 +13,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from nest_fn import checkpoint, checkpoint_folder
 from nest_fn.analysis import features
-from nest_fn.config import Config, DataConfig
+from nest_fn.config import Config
 from nest_fn.features import log_mel
 from nest_fn.layers import random
 from nest_fn.layers.types import Params, State, Tensor
 from nest_fn.model import init
 
-from .data import Dataset, load_batch, open_dataset
-from .errors import CheckpointError, DataError
+from .data import Dataset
+from .errors import DataError
+from .inference import load_model, open_audio, utterances
 from .probe import accuracy, choose, fit_linear_probe, mean_pool
 
 
@@ -40,9 +40,9 @@ def probe_labels(path: str | Path, label: str, train: Sequence[str], test: Seque
 
     ``label`` is a key of the manifests' lines. Raises ``DataError`` where a line lacks it, ``CheckpointError``.
     """
-    params, state, cfg = _load(path)
+    params, state, cfg = load_model(path)
     untrained = init(random.key(0), cfg)
-    known, asked = (_dataset(files, cfg) for files in (train, test))
+    known, asked = (open_audio(files, cfg, min_audio=cfg.data.min_audio) for files in (train, test))
     names = sorted({_label(known, index, label) for index in range(len(known.manifest))})
     y, test_y = (_targets(dataset, label, names) for dataset in (known, asked))
     for name, model in (("learnt", (params, state)), ("untrained", untrained), ("log-mel", None)):
@@ -50,25 +50,6 @@ def probe_labels(path: str | Path, label: str, train: Sequence[str], test: Seque
         best = choose(x, y, len(names), torch.arange(len(y)) % 16)
         probe = fit_linear_probe(x[best.layer], y, len(names), penalty=best.penalty)
         yield Score(name, best.layer, best.accuracy, accuracy(probe, test_x[best.layer], test_y))
-
-
-def _load(path: str | Path) -> tuple[Params, State, Config]:
-    folder = Path(path) / "checkpoints"
-    if not folder.is_dir():
-        return checkpoint.load(path)
-    newest, problems = checkpoint_folder.newest_valid(folder)
-    if newest is None:
-        raise CheckpointError(f"{path}: no checkpoint is whole. {'; '.join(problems)}")
-    return checkpoint.load(newest)
-
-
-def _dataset(files: Sequence[str], cfg: Config) -> Dataset:
-    """All utterances, whatever their length, in batches of about a minute."""
-    config = DataConfig(
-        valid=tuple(files), min_duration=0.0, max_duration=3600.0, batch_seconds=60.0, min_audio=cfg.data.min_audio,
-        num_workers=0, channel="mix",
-    )  # fmt: skip
-    return open_dataset(config, 0, split="valid", sample_rate=cfg.sample_rate)
 
 
 def _label(dataset: Dataset, index: int, label: str) -> str:
@@ -93,10 +74,7 @@ def _pooled(dataset: Dataset, model: tuple[Params, State] | None, cfg: Config) -
     """Mean features of every layer ``[utterances, D]``, in the manifest's order; of log-mel without a model."""
     rows: list[list[Tensor]] = []
     order: list[int] = []
-    for number, planned in enumerate(dataset.plan(0)):
-        raw = load_batch(dataset, planned, 0, number)
-        held = planned.index >= 0
-        audio, lengths = raw["audio"][held], raw["audio_len"][held]
+    for index, audio, lengths in utterances(dataset):
         if model is None:
             # Normalised features have mean 0 by construction, so the baseline takes them as they are.
             mel, short = log_mel(audio, lengths, dataclasses.replace(cfg.preprocessor, normalize=None))
@@ -106,6 +84,6 @@ def _pooled(dataset: Dataset, model: tuple[Params, State] | None, cfg: Config) -
         rows = rows or [[] for _ in made]
         for one, layer in zip(rows, made, strict=True):
             one.append(mean_pool(layer, short))
-        order += planned.index[held].tolist()
+        order += index.tolist()
     back = torch.argsort(torch.tensor(order))
     return [torch.cat(layer)[back] for layer in rows]

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 import nest_fn
 from nest_fn.config import Config
+from nest_fn.config.writer import to_text
 
 from .errors import CheckpointError, UsageError
 
@@ -36,16 +36,23 @@ class RunFolder:
         """Make the folder and lock it. Raises ``UsageError`` if it cannot be written or another process holds it."""
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            holder = f"{os.getpid()} {socket.gethostname()}"
-            while True:
-                try:
-                    with open(self._lock, "x") as file:
-                        file.write(holder)
-                    return
-                except FileExistsError:
-                    self._remove_stale_lock()
+            mine = self.path / f"lock.{os.getpid()}"
+            mine.write_text(f"{os.getpid()} {socket.gethostname()}")
+            try:
+                self._take(mine)
+            finally:
+                mine.unlink()
         except OSError as error:
             raise UsageError(f"run folder {self.path}: {error.strerror}; choose another with --run.") from error
+
+    def _take(self, mine: Path) -> None:
+        """Make the lock a link to a file that is already written, so that nobody reads half of it."""
+        while True:
+            try:
+                os.link(mine, self._lock)
+                return
+            except FileExistsError:
+                self._remove_stale_lock()
 
     def _remove_stale_lock(self) -> None:
         """Take away the lock of a process of this machine that has ended; refuse any other."""
@@ -53,7 +60,7 @@ class RunFolder:
             pid, host = self._lock.read_text().split()
         except (OSError, ValueError):
             pid, host = "0", socket.gethostname()
-        if host == socket.gethostname() and (int(pid) == 0 or not _alive(int(pid))):
+        if host == socket.gethostname() and (pid in ("0", str(os.getpid())) or not _alive(int(pid))):
             self._lock.unlink(missing_ok=True)
             return
         raise CheckpointError(
@@ -67,7 +74,7 @@ class RunFolder:
 
     def describe(self, cfg: Config, command: list[str], data: Mapping[str, Any]) -> None:
         """Write down what the run was started with."""
-        (self.path / "config.yaml").write_text(yaml.safe_dump(cfg.to_dict(), sort_keys=False))
+        (self.path / "config.yaml").write_text(to_text(cfg.to_dict()))
         (self.path / "command.txt").write_text(" ".join(command) + "\n")
         (self.path / "environment.json").write_text(json.dumps(environment(), indent=1) + "\n")
         (self.path / "data.json").write_text(json.dumps(data, indent=1) + "\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from nest_fn.config import Config, SchedConfig
+from nest_fn.config import Config
 
 Schedule = Callable[[int], float]
 
@@ -32,9 +32,9 @@ def cosine(peak: float, warmup: int, max_steps: int, min_lr: float = 0.0, consta
     With ``constant > 0`` the rate starts from 0 and reaches ``min_lr`` that many steps earlier (its Megatron form).
     """
     decay = max_steps - warmup - constant
-    if decay < 1:
+    if decay < 0:
         raise ValueError(
-            f"cosine: {max_steps} steps leave {decay} between {warmup} of warm-up and {constant} constant ones; "
+            f"cosine: warm-up and constant part take {warmup + constant} of {max_steps} steps; "
             "raise max_steps or lower warmup_steps."
         )
 
@@ -43,7 +43,7 @@ def cosine(peak: float, warmup: int, max_steps: int, min_lr: float = 0.0, consta
             return peak * k / warmup
         if warmup > 0 and constant == 0 and k < warmup:
             return peak * (k + 1) / (warmup + 1)
-        done = min(1.0, (k - warmup) / decay)
+        done = min(1.0, (k - warmup) / decay) if decay > 0 else 1.0
         return min_lr + (peak - min_lr) * 0.5 * (1.0 + math.cos(math.pi * done))
 
     return rate
@@ -55,14 +55,9 @@ def make_schedule(cfg: Config) -> Schedule:
     if sched is None or sched.name == "constant":
         return lambda k: peak
     max_steps = sched.max_steps if sched.max_steps is not None else cfg.trainer.max_steps
-    warmup = _warmup(sched, max_steps)
     if sched.name == "cosine":
-        return cosine(peak, warmup, max_steps, sched.min_lr, sched.constant_steps)
-    return noam(peak, sched.d_model or cfg.encoder.d_model, warmup, sched.min_lr)
-
-
-def _warmup(sched: SchedConfig, max_steps: int) -> int:
-    return int(sched.warmup_ratio * max_steps) if sched.warmup_ratio is not None else sched.warmup_steps or 0
+        return cosine(peak, sched.warmup, max_steps, sched.min_lr, sched.constant_steps)
+    return noam(peak, sched.d_model or cfg.encoder.d_model, sched.warmup, sched.min_lr)
 
 
 def schedule_warning(cfg: Config) -> str | None:
@@ -70,8 +65,7 @@ def schedule_warning(cfg: Config) -> str | None:
     sched = cfg.optim.sched
     if sched is None or sched.name != "noam":
         return None
-    warmup = _warmup(sched, sched.max_steps or cfg.trainer.max_steps)
-    peak = noam(cfg.optim.lr, sched.d_model or cfg.encoder.d_model, warmup)(max(1, warmup))
+    peak = noam(cfg.optim.lr, sched.d_model or cfg.encoder.d_model, sched.warmup)(max(1, sched.warmup))
     if peak >= sched.min_lr:
         return None
     return (

@@ -66,15 +66,17 @@ def value_and_grad(f: LossSum) -> Callable[..., tuple[tuple[Tensor, tuple[Metric
     return g
 
 
-def training_loss(cfg: Config) -> LossSum:
+def training_loss(cfg: Config, rirs: Tensor | None = None) -> LossSum:
     """``f(params, state, raw, key)``: mix, mask, encode, compare; a sum, with its metrics and the new state.
 
-    Draws are named by utterance, so that they do not depend on how a batch is cut into parts or over ranks.
+    Draws are named by utterance, so that they do not depend on how a batch is cut into parts or over ranks; nor do the
+    speakers mixed in, if ``raw`` holds all rows of the batch under ``pool``. ``rirs`` float ``[R, L]`` are room
+    responses for ``data.augment.rir_prob``.
     """
 
-    def f(params: Params, state: State, raw: Mapping[str, Tensor], key: Key) -> tuple[Tensor, tuple[Metrics, State]]:
+    def f(params: Params, state: State, raw: Mapping[str, Any], key: Key) -> tuple[Tensor, tuple[Metrics, State]]:
         mixing, model = random.split(key, 2).unbind(0)
-        batch = augment(raw, cfg.data.augment, mixing)
+        batch = augment(raw, cfg.data.augment, mixing, rirs, pool=raw.get("pool"))
         batch["row"] = raw["utterance"]
         return loss_sum(_cast(params, cfg), state, batch, cfg, key=model, train=True)
 
@@ -83,7 +85,7 @@ def training_loss(cfg: Config) -> LossSum:
 
 def make_step(
     cfg: Config, *, compile: bool = False, donate: bool = False, loss: LossSum | None = None
-) -> Callable[[TrainState, Sequence[Mapping[str, Tensor]], Key], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, Sequence[Mapping[str, Any]], Key], tuple[TrainState, Metrics]]:
     """The step of a config. ``donate=True`` lets it overwrite the given train state's tensors.
 
     ``step(ts, batches, key)`` sums over ``batches`` (micro-batches of one update) and divides by the masked tokens of
@@ -91,10 +93,10 @@ def make_step(
     before anything is changed.
     """
     f = loss if loss is not None else training_loss(cfg)
-    grads_of = value_and_grad(torch.compile(f, fullgraph=True, dynamic=False) if compile else f)
+    grads_of = value_and_grad(_compiled(f, cfg) if compile else f)
     optimizer, schedule = make_optimizer(cfg.optim), make_schedule(cfg)
 
-    def step(ts: TrainState, batches: Sequence[Mapping[str, Tensor]], key: Key) -> tuple[TrainState, Metrics]:
+    def step(ts: TrainState, batches: Sequence[Mapping[str, Any]], key: Key) -> tuple[TrainState, Metrics]:
         paths = list(_trained(flatten(ts.params), cfg))
         total: Metrics = {}
         grads: dict[str, Tensor] = {}
@@ -113,6 +115,14 @@ def make_step(
         return new, total
 
     return step
+
+
+def _compiled(f: LossSum, cfg: Config) -> LossSum:
+    """One graph for each shape of a batch; PyTorch would give up at the ninth."""
+    settings = torch._dynamo.config
+    settings.recompile_limit = max(settings.recompile_limit, 4 * cfg.data.num_buckets)
+    settings.accumulated_recompile_limit = max(settings.accumulated_recompile_limit, 16 * cfg.data.num_buckets)
+    return torch.compile(f, fullgraph=True, dynamic=False)
 
 
 def _update(

@@ -19,16 +19,17 @@ from .measures import Sums, add, report
 Evaluate = Callable[[Params, State, Mapping[str, Tensor], Key], Sums]
 
 
-def make_evaluate(cfg: Config) -> Evaluate:
+def make_evaluate(cfg: Config, rirs: Tensor | None = None) -> Evaluate:
     """``evaluate(params, state, raw, key) -> sums`` over one batch, without dropout and with running statistics.
 
-    Beside the training metrics it counts the unmasked tokens and how many of these are right.
+    Beside the training metrics it counts the unmasked tokens and how many of these are right. ``rirs`` float ``[R, L]``
+    are room responses for ``data.augment.rir_prob``.
     """
 
     @torch.no_grad()
     def evaluate(params: Params, state: State, raw: Mapping[str, Tensor], key: Key) -> Sums:
         mixing, model = random.split(key, 2).unbind(0)
-        batch = augment(raw, cfg.data.augment, mixing)
+        batch = augment(raw, cfg.data.augment, mixing, rirs)
         batch["row"] = raw["utterance"]
         output, _ = forward(params, state, batch, cfg, key=model, train=False)
         log_probs = output.log_probs if output.log_probs.ndim == 4 else output.log_probs[..., None]
@@ -55,7 +56,10 @@ def make_evaluate(cfg: Config) -> Evaluate:
 def validate(
     evaluate: Evaluate, params: Params, state: State, batches: Iterable[Mapping[str, Tensor]], key: Key
 ) -> dict[str, float]:
-    """The report over all batches, with ``unmasked_accuracy``. The same key gives the same masks at every pass."""
+    """The report over all batches, with ``unmasked_accuracy``. The same key gives the same masks at every pass.
+
+    Empty if there is no batch.
+    """
     window: Sums = {}
     unmasked = right = 0.0
     for raw in batches:
@@ -63,4 +67,6 @@ def validate(
         window = add(window, sums)
         unmasked += float(sums["unmasked_tokens"])
         right += float(sums["unmasked_correct"])
+    if not window:
+        return {}
     return report(window) | {"unmasked_accuracy": right / max(unmasked, 1.0)}

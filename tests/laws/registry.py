@@ -1,28 +1,27 @@
-"""Every layer once, over its options: small examples on which each law of this folder is written once.
+"""Every layer once, over its options, for the laws of this folder, each of which is written once.
 
-``LEAVES`` and ``COMPOSITES`` are functions of ``layers/``; ``ENCODERS`` are whole encoders; ``model()`` is the loss from
-waveform to number. An example is data and one pure function; laws must not change either.
+``LEAVES`` and ``COMPOSITES`` are functions of ``layers/``; ``ENCODERS`` are whole encoders; ``model()`` is the loss,
+from waveform to number. An example is data and one pure function; laws must not change either.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from nest_fn import Config, init, loss
 from nest_fn.config import EncoderConfig
 from nest_fn.encoder import encode, init_encoder
-from nest_fn.layers import random
 from nest_fn.layers.attention import attention, context_mask, init_attention
 from nest_fn.layers.conformer import ConformerSpec, Surroundings, conformer_layer, init_conformer_layer
 from nest_fn.layers.conv import conv, init_conv
 from nest_fn.layers.conv_module import conv_module, init_conv_module
 from nest_fn.layers.dropout import dropout, stochastic_depth
 from nest_fn.layers.feed_forward import feed_forward, init_feed_forward
-from nest_fn.layers.lengths import valid_mask, zero_padding
+from nest_fn.layers.lengths import valid_mask
 from nest_fn.layers.linear import init_linear, linear
 from nest_fn.layers.local_attention import local_attention
 from nest_fn.layers.norm import (
@@ -36,60 +35,10 @@ from nest_fn.layers.norm import (
 )
 from nest_fn.layers.positions import absolute_positions, relative_positions, shift
 from nest_fn.layers.subsampling import SubsamplingSpec, init_subsampling, subsample
-from nest_fn.layers.tree import fill, flatten
 
-Tree = Any
-B, T, D, H = 3, 13, 8, 2
-LENGTHS = (13, 9, 4)
+from .example import B, D, Example, H, Result, T, Tree, frames, jolt, key, no_gradient, noise, scalar
 
-
-class Result(NamedTuple):
-    """What a call makes; ``y`` has rows first and, where there are ``lengths``, then frames."""
-
-    y: torch.Tensor
-    lengths: torch.Tensor | None = None
-    state: Tree = {}  # noqa: RUF012  (a default of a NamedTuple, never written to)
-
-
-class Example(NamedTuple):
-    """One layer with arguments. ``run(params, state, inputs, key, train)`` is the call."""
-
-    name: str
-    run: Callable[..., Result]
-    params: Tree = {}  # noqa: RUF012
-    state: Tree = {}  # noqa: RUF012
-    inputs: Mapping[str, torch.Tensor] = {}  # noqa: RUF012  (rows first)
-    chance: bool = False  # draws from its key in training
-    mates: bool = False  # in training a row depends on its batch (batch norm)
-    padding: bool = True  # valid frames do not depend on padding, in eval
-    forward_mode: bool = True  # jvp works
-    without_gradient: tuple[str, ...] = ()  # beginnings or ends of paths whose gradient is 0 in exact arithmetic
-
-    def __repr__(self) -> str:
-        return self.name
-
-
-def key(seed: int = 0) -> torch.Tensor:
-    return random.key(seed)
-
-
-def noise(*shape: int, seed: int = 1) -> torch.Tensor:
-    return random.normal(key(seed), shape)
-
-
-def jolt(tree: Tree, seed: int = 5) -> Tree:
-    """Every float leaf moved off its initial value, so that zeros and ones cannot hide a fault."""
-    moved = {}
-    for index, (path, leaf) in enumerate(flatten(tree).items()):
-        if leaf.is_floating_point():
-            leaf = leaf + 0.3 * random.uniform(random.fold_in(key(seed), index), leaf.shape, leaf.dtype)
-        moved[path] = leaf
-    return fill(tree, moved)
-
-
-def frames(width: int = D, seed: int = 1) -> dict[str, torch.Tensor]:
-    """x ``[B, T, D]`` with something in its padding, and lengths."""
-    return {"x": noise(B, T, width, seed=seed), "lengths": torch.tensor(LENGTHS)}
+__all__ = ["Example", "Result", "jolt", "key", "no_gradient", "noise", "scalar"]
 
 
 def plain(name: str, function: Callable[..., torch.Tensor], params: Tree, x: torch.Tensor, **options: Any) -> Example:
@@ -106,9 +55,16 @@ def leaves() -> list[Example]:
         plain("linear", linear, init_linear(key(), D, 5), noise(B, T, D)),
         plain("linear, no bias", linear, init_linear(key(), D, 5, bias=False), noise(B, T, D)),
         plain("conv 1-d", lambda p, x: conv(p, x, 2, 1), init_conv(key(), D, 6, (3,)), channels),
-        plain("conv 1-d, groups, no bias", lambda p, x: conv(p, x, 1, 2, D), init_conv(key(), D, D, (5,), D, False), channels),
+        plain(
+            "conv 1-d, groups, no bias",
+            lambda p, x: conv(p, x, 1, 2, D),
+            init_conv(key(), D, D, (5,), D, False),
+            channels,
+        ),
         plain("conv 2-d", lambda p, x: conv(p, x, 2, 1), init_conv(key(), 2, 4, (3, 3)), noise(B, 2, 7, 6)),
-        plain("conv 2-d, groups", lambda p, x: conv(p, x, 2, 1, 2), init_conv(key(), 2, 4, (3, 3), 2), noise(B, 2, 7, 6)),
+        plain(
+            "conv 2-d, groups", lambda p, x: conv(p, x, 2, 1, 2), init_conv(key(), 2, 4, (3, 3), 2), noise(B, 2, 7, 6)
+        ),
         plain("layer_norm", layer_norm, init_norm(D), noise(B, T, D)),
         plain("group_norm", lambda p, x: group_norm(p, x, 4), init_norm(D), channels),
         plain("instance_norm", lambda p, x: instance_norm(x), {}, channels),
@@ -120,7 +76,7 @@ def leaves() -> list[Example]:
         plain("shift", lambda p, x: shift(x), {}, noise(B, H, T, 2 * T - 1)),
         plain("relative_positions", lambda p, x: x + relative_positions(T - 1, 0, D, x), {}, noise(B, T, D)),
         plain("absolute_positions", lambda p, x: x + absolute_positions(T, D, x), {}, noise(B, T, D)),
-    ]  # fmt: skip
+    ]
 
 
 def norm_example(name: str, masked: bool) -> Example:
@@ -287,8 +243,8 @@ def encoder_example(name: str, **options: Any) -> Example:
     inputs = {"x": noise(B, 29, 10), "lengths": torch.tensor([29, 18, 9])}
     falls_out = ("key.bias", "conv.depthwise.bias") if cfg.conv_norm_type == "batch_norm" else ("key.bias",)
     return Example(
-        f"encode, {name}", run, jolt(params), jolt(state), inputs, chance=True, mates=cfg.conv_norm_type == "batch_norm",
-        forward_mode=not cfg.use_pytorch_sdpa, without_gradient=falls_out,
+        f"encode, {name}", run, jolt(params), jolt(state), inputs, chance=True,
+        mates=cfg.conv_norm_type == "batch_norm", forward_mode=not cfg.use_pytorch_sdpa, without_gradient=falls_out,
     )  # fmt: skip
 
 
@@ -346,15 +302,3 @@ def model(*overrides: str) -> Example:
         "loss", run, params, state, batch(), chance=True, mates=True,
         without_gradient=("key.bias", "conv.depthwise.bias"),
     )  # fmt: skip
-
-
-def scalar(example: Example, result: Result) -> torch.Tensor:
-    """One number of a result, with different weights on all valid entries."""
-    y = result.y
-    if result.lengths is not None:
-        y = zero_padding(y, valid_mask(result.lengths, y.shape[1]))
-    return (y * torch.linspace(-1.0, 1.0, y.numel(), dtype=y.dtype).cos().reshape(y.shape)).sum()
-
-
-def no_gradient(example: Example, path: str) -> bool:
-    return any(path.startswith(part) or path.endswith(part) for part in example.without_gradient)

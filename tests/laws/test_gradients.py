@@ -54,7 +54,7 @@ def in_float64(example: Example) -> Example:
 
 
 def check_float64(example: Example) -> None:
-    """float64 in, float64 out, as float32 has it but for rounding; and the slope along a direction is the gradient's."""
+    """float64 as float32 has it, but for rounding; and the slope along a direction is the gradient's."""
     exact = in_float64(example)
     value, grads, by_x = gradients(exact)
     assert value.dtype == torch.float64
@@ -88,7 +88,9 @@ def test_gradients_are_right(example: Example) -> None:
     check_float64(example)
 
 
-@pytest.mark.parametrize("overrides", [(), ("masking.freeze=false",), ("mask_position=post_conv", "num_books=2")], ids=str)
+@pytest.mark.parametrize(
+    "overrides", [(), ("masking.freeze=false",), ("mask_position=post_conv", "num_books=2")], ids=str
+)
 def test_gradient_reaches_every_parameter_of_the_model(overrides: tuple[str, ...]) -> None:
     check_reach(model(*overrides))
 

@@ -26,7 +26,8 @@ def check(example: Example, train: bool) -> None:
             assert torch.equal(old[path], new[path]), f"{example.name} wrote to {path}"
     if train and example.mates:
         given = {leaf.data_ptr() for leaf in flatten(example.state).values()}
-        made = {leaf.data_ptr() for leaf in flatten(result.state["encoder"] if "encoder" in result.state else result.state).values()}
+        new = result.state.get("encoder", result.state)
+        made = {leaf.data_ptr() for leaf in flatten(new).values()}
         assert not given & made, "the new state shares memory with the old one"
 
 

@@ -60,10 +60,9 @@ def test_over_stacked_parameters(example: Example) -> None:
 @pytest.mark.parametrize("example", [one for one in ALL if one.forward_mode], ids=repr)
 def test_forward_mode_agrees_with_reverse_mode(example: Example) -> None:
     """``jvp`` along a direction of the input is the gradient's product with it."""
+
     def value(x: torch.Tensor) -> torch.Tensor:
-        return scalar(
-            example, example.run(example.params, example.state, {**example.inputs, "x": x}, key(1), True)
-        )
+        return scalar(example, example.run(example.params, example.state, {**example.inputs, "x": x}, key(1), True))
 
     x = example.inputs["x"]
     towards = random.normal(key(9), x.shape)

@@ -232,12 +232,20 @@ def test_keys_of_a_split_do_not_meet() -> None:
         (lambda: random.key(1.5), TypeError, r"key: seed must be an int, got float"),
         (lambda: random.key(True), TypeError, r"key: seed must be an int, got bool"),
         (lambda: random.key(2**64), ValueError, r"does not fit 64 bits; take it modulo"),
-        (lambda: random.split(torch.zeros(2), 2), ValueError, r"key: want int64 \[..., 2\] made by key\(seed\), got torch.float32"),
+        (
+            lambda: random.split(torch.zeros(2), 2),
+            ValueError,
+            r"key: want int64 \[..., 2\] made by key\(seed\), got torch.float32",
+        ),
         (lambda: random.uniform(torch.zeros(3, dtype=torch.int64), (2,)), ValueError, r"got torch.int64 \[3\]"),
         (lambda: random.normal(7, (2,)), TypeError, r"made by key\(seed\), got int"),
-        (lambda: random.uniform(random.split(random.key(0), 3), (2, 5)), ValueError, r"want a shape that begins with \[3\], got \[2, 5\]"),
+        (
+            lambda: random.uniform(random.split(random.key(0), 3), (2, 5)),
+            ValueError,
+            r"want a shape that begins with \[3\], got \[2, 5\]",
+        ),
     ],
-)  # fmt: skip
+)
 def test_errors(call: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()  # type: ignore[operator]

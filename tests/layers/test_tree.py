@@ -16,9 +16,7 @@ TREES = st.dictionaries(
     NAMES,
     st.recursive(
         st.integers(),
-        lambda inner: (
-            st.dictionaries(NAMES, inner, min_size=1, max_size=3) | st.lists(inner, min_size=1, max_size=3)
-        ),
+        lambda inner: st.dictionaries(NAMES, inner, min_size=1, max_size=3) | st.lists(inner, min_size=1, max_size=3),
         max_leaves=12,
     ),
 )
@@ -71,11 +69,17 @@ def test_count() -> None:
     "given_tree,message",
     [
         ({"a": {"w": torch.zeros(2)}}, r"params: 'b' is missing; it should be float32 \[3\]"),
-        ({"a": {"w": torch.zeros(4)}, "b": torch.zeros(3)}, r"params: 'a.w' is float32 \[4\], it should be float32 \[2\]"),
-        ({"a": {"w": torch.zeros(2).double()}, "b": torch.zeros(3)}, r"params: 'a.w' is float64 \[2\], it should be float32"),
+        (
+            {"a": {"w": torch.zeros(4)}, "b": torch.zeros(3)},
+            r"params: 'a.w' is float32 \[4\], it should be float32 \[2\]",
+        ),
+        (
+            {"a": {"w": torch.zeros(2).double()}, "b": torch.zeros(3)},
+            r"params: 'a.w' is float64 \[2\], it should be float32",
+        ),
         ({"a": {"w": torch.zeros(2), "x": 1}, "b": torch.zeros(3)}, r"params: 'a.x' is not wanted here \(1 such\)"),
     ],
-)  # fmt: skip
+)
 def test_check_same_names_the_first_difference(given_tree: dict[str, Any], message: str) -> None:
     wanted = {"a": {"w": torch.zeros(2)}, "b": torch.zeros(3)}
     check_same("params", wanted, wanted)

@@ -222,7 +222,9 @@ def test_init_follows_the_key() -> None:
         assert constant or not torch.equal(leaf, flatten(other)[path]), path
 
 
-@pytest.mark.parametrize("overrides", [(), ("mask_position=post_conv", "masking.freeze=false"), ("num_books=3",)], ids=str)
+@pytest.mark.parametrize(
+    "overrides", [(), ("mask_position=post_conv", "masking.freeze=false"), ("num_books=3",)], ids=str
+)
 def test_abstract_is_init_without_numbers(overrides: tuple[str, ...]) -> None:
     cfg = tiny(*overrides)
     for meta, real in zip(abstract(cfg), init(key(0), cfg), strict=True):

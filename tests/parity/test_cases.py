@@ -17,7 +17,9 @@ def test_cases_are_at_hand(kind: str) -> None:
     wanted = [name for name, of in all_names().items() if of == kind]
     absent = sorted(set(wanted) - set(names("")))
     if absent:
-        pytest.skip(f"{len(absent)} of {len(wanted)} {kind} cases are not stored in tests/reference: {', '.join(absent)}")
+        pytest.skip(
+            f"{len(absent)} of {len(wanted)} {kind} cases are not stored in tests/reference: {', '.join(absent)}"
+        )
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.npz")))

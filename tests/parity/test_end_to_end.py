@@ -25,7 +25,8 @@ def setup(name: str) -> tuple[Case, Config, Any, Any, dict[str, torch.Tensor]]:
     params, state = nemo.from_state_dict(case.group("weights"), cfg)
     clean, length = case.tensors["in/audio"], case.tensors["in/length"]
     noisy = case.tensors.get("in/noisy_audio", clean)
-    return case, cfg, params, state, {"audio": clean, "audio_len": length, "noisy_audio": noisy, "noisy_audio_len": length}
+    batch = {"audio": clean, "audio_len": length, "noisy_audio": noisy, "noisy_audio_len": length}
+    return case, cfg, params, state, batch
 
 
 def gradients(params: Any, state: Any, batch: Any, cfg: Config, mask: torch.Tensor) -> tuple[torch.Tensor, Any, Any]:
@@ -72,7 +73,8 @@ def test_five_steps(name: str) -> None:
         moved, trained = optimizer.update(leaves, {path: grads[path] for path in leaves}, trained, schedule(step))
         params = fill(params, flatten(params) | moved)
         assert schedule(step) == pytest.approx(float(case.tensors["out/learning_rates"][step]), rel=1e-6)
-    torch.testing.assert_close(torch.stack(losses).double(), case.tensors["out/losses"].double().flatten(), atol=0, rtol=1e-5)
+    wanted = case.tensors["out/losses"].double().flatten()
+    torch.testing.assert_close(torch.stack(losses).double(), wanted, atol=0, rtol=1e-5)
     check_parameters(case, cfg, params)
 
 

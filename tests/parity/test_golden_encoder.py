@@ -39,10 +39,13 @@ def trees(cfg: EncoderConfig) -> tuple[Params, State]:
 @pytest.mark.parametrize(
     "compat,numbers",
     [
-        ("current", {(0, 0, 0): 0.07747, (0, 5, 3): -0.05147, (0, 12, 31): -0.04838, (1, 9, 17): 0.06668, (1, 13, 0): 0.09866}),
+        (
+            "current",
+            {(0, 0, 0): 0.07747, (0, 5, 3): -0.05147, (0, 12, 31): -0.04838, (1, 9, 17): 0.06668, (1, 13, 0): 0.09866},
+        ),
         ("legacy", {(0, 12, 31): -0.05968, (1, 9, 17): 0.06780, (1, 13, 0): 0.08303}),
     ],
-)  # fmt: skip
+)
 def test_subsampling(compat: Compat, numbers: dict[tuple[int, ...], float]) -> None:
     cfg = dataclasses.replace(BASE, compat=compat)
     x, lengths = subsample_features(trees(cfg)[0], *features(), cfg)

@@ -1,0 +1,50 @@
+"""Curves for TensorBoard where the extra ``log`` is installed, nothing without it. Training never reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+
+class Board:
+    """Scalars of the lines of ``metrics.jsonl``, as event files in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._writer: Any = None
+        self._writer_type = _writer_type()
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """One line. The first one hides what an interrupted run wrote from its step on."""
+        if self._writer_type is None:
+            return
+        step = int(line["step"])
+        if self._writer is None:
+            self._writer = self._writer_type(str(self.folder), purge_step=step)
+        for name, value in scalars(line):
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Finish the file."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def scalars(line: Mapping[str, Any], group: str = "train") -> Iterator[tuple[str, float]]:
+    """Numbers of a line by curve: ``train/loss``, ``valid/accuracy``, ``time/seconds``."""
+    for name, value in line.items():
+        if isinstance(value, Mapping):
+            yield from scalars(value, name)
+        elif name != "step":
+            yield f"{group}/{name}", float(value)
+
+
+def _writer_type() -> Any:
+    """TensorBoard's writer, None where it is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter
