@@ -18,6 +18,7 @@ from nest_fn.layers.random import fold_in, key, split
 
 from . import nemo
 from .analysis import features
+from .checkpoint import load, save, save_file
 from .config import Config, ConfigError
 from .features import log_mel
 from .model import Batch, Output, abstract, encode, forward, init, loss, loss_sum, quantize
@@ -42,11 +43,14 @@ __all__ = [
     "forward",
     "init",
     "key",
+    "load",
     "log_mel",
     "loss",
     "loss_sum",
     "nemo",
     "quantize",
+    "save",
+    "save_file",
     "split",
 ]
 

@@ -51,7 +51,7 @@ def _tell(text: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from . import cli_data, cli_model
+    from . import cli_data, cli_finetune, cli_model
 
     parser = argparse.ArgumentParser(prog="nest-fn", description="Self-supervised pre-training of speech encoders.",
                                      epilog=EPILOG)  # fmt: skip
@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_data.add_commands(commands)
     add_command(commands, "config", _config, "show a config, or how two differ", _config_arguments)
     cli_model.add_commands(commands)
+    cli_finetune.add_commands(commands)
     add_command(commands, "doctor", _doctor, "is this machine ready", _doctor_arguments)
     add_command(commands, "bench", _bench, "how fast is this machine", _bench_arguments)
     add_command(commands, "demo", _demo, "train a small model on synthetic speech", _demo_arguments)

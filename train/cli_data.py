@@ -40,13 +40,22 @@ def _add(data: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = data.add_parser(name, help=text, description=text)
     parser.set_defaults(run_command=run)
     if name in ("validate", "stats", "shard"):
-        parser.add_argument("--channel", default="error", help="error, mix, first, or an index")
+        parser.add_argument("--channel", type=_channel, default="error", help="error, mix, first, or an index")
+    if name in ("validate", "stats"):
+        parser.add_argument("--tar", action="append", default=[], help="tar archives that hold the audio, a_{0..7}.tar")
     return parser
 
 
+def _channel(text: str) -> str | int:
+    if text.isdecimal():
+        return int(text)
+    if text not in ("error", "mix", "first"):
+        raise argparse.ArgumentTypeError(f"'{text}' is none of error, mix, first, and no index")
+    return text
+
+
 def _data_config(args: argparse.Namespace) -> DataConfig:
-    channel = int(args.channel) if args.channel.isdecimal() else args.channel
-    return DataConfig(channel=channel, min_duration=0.0, max_duration=1e9)
+    return DataConfig(channel=args.channel, min_duration=0.0, max_duration=1e9)
 
 
 def _scan(args: argparse.Namespace) -> int:
@@ -62,17 +71,18 @@ def _scan(args: argparse.Namespace) -> int:
 def _validate(args: argparse.Namespace) -> int:
     from .dataset_tools import validate
 
-    report = validate(args.manifest, _data_config(args), hashes=args.hash)
+    report = validate(args.manifest, _data_config(args), hashes=args.hash, shards=args.tar)
     for problem in report.problems:
         print(problem)
-    print(f"{report.checked} utterances, {len(report.problems)} problems")
+    unknown = f", {report.without_hash} lines without sha256" if args.hash and report.without_hash else ""
+    print(f"{report.checked} utterances, {len(report.problems)} problems{unknown}")
     return 0 if report.ok else DataError.exit_code
 
 
 def _stats(args: argparse.Namespace) -> None:
     from .dataset_tools import stats
 
-    print(json.dumps(stats(args.manifest, _data_config(args)), indent=1))
+    print(json.dumps(stats(args.manifest, _data_config(args), shards=args.tar), indent=1))
 
 
 def _shard(args: argparse.Namespace) -> None:

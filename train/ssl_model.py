@@ -234,7 +234,7 @@ class PureTorchSSLModel(nn.Module):
             if optimizer is not None:
                 optimizer.load_state_dict(content[OPTIMIZER])
         except (RuntimeError, ValueError) as error:
-            raise CheckpointError(f"{path}: does not fit: {error}") from error
+            raise CheckpointError(f"{path}: does not fit: {' '.join(str(error).split())}") from error
         self._set_draws(content)
         return {"epoch": content["epoch"], "step": content["step"]}
 

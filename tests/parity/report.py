@@ -141,7 +141,9 @@ MEASURES: dict[str, Callable[[str], Iterator[Row]]] = {
 def main() -> None:
     print("| kind | cases | compared | largest error |\n|---|---|---|---|")
     for kind, measure in MEASURES.items():
-        cases = [name for name, of in all_names().items() if of == kind and "errors" not in name and name in names(name)]
+        cases = [
+            name for name, of in all_names().items() if of == kind and "errors" not in name and name in names(name)
+        ]
         errors: dict[str, float] = {}
         for name in cases:
             for what, error in measure(name):

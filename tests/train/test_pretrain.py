@@ -173,7 +173,7 @@ def test_killed_before_the_first_checkpoint(corpus: Corpus, tmp_path: Path, refe
 
 def test_one_writer_a_folder(corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
-    with started(words(corpus, run, "trainer.max_steps=100000")) as process:
+    with started(words(corpus, run, "trainer.max_steps=1500")) as process:
         until(run / "metrics.jsonl", process)
         assert main(words(corpus, run)) == 4
         assert f"process {process.pid} on" in capsys.readouterr().err
