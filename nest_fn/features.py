@@ -22,7 +22,7 @@ NORMALIZE = ("per_feature", "all_features", "fixed", None)
 STD_EPSILON = 1e-5  # added to a standard deviation, in log-mel units
 
 # torchaudio's own function cannot be traced (it asks torch.jit questions), so it enters a compiled graph whole.
-_spectrogram = torch.compiler.allow_in_graph(audio_functional.spectrogram)  # type: ignore[no-untyped-call]
+_spectrogram = torch.compiler.allow_in_graph(audio_functional.spectrogram)
 
 
 def log_mel(

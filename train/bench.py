@@ -167,5 +167,3 @@ def loader_figures(minutes: float = 4.0) -> dict[str, float]:
 
     with tempfile.TemporaryDirectory() as folder:
         return loader_rates(Path(folder), minutes)
-
-

@@ -134,9 +134,7 @@ def _log_probs(
     audio, lengths = raw["audio"], raw["audio_len"]
     features_key, dropout_key = (None, None) if key is None else random.split(key, 2).unbind(0)
     mel, frames = log_mel(audio, lengths, cfg.preprocessor, key=features_key, train=train)
-    encoded, short, state = encode(
-        params, state, mel, frames, cfg, key=dropout_key, train=train, rows=raw["utterance"]
-    )
+    encoded, short, state = encode(params, state, mel, frames, cfg, key=dropout_key, train=train, rows=raw["utterance"])
     return F.log_softmax(linear(head, encoded.transpose(1, 2)).float(), dim=-1), short, state
 
 
@@ -147,9 +145,7 @@ def _ctc(log_probs: Tensor, lengths: Tensor, targets: list[list[int]]) -> Tensor
         return log_probs.sum() * 0.0
     sizes = torch.tensor([len(targets[row]) for row in held])
     flat = torch.tensor([number for row in held for number in targets[row]])
-    return F.ctc_loss(
-        log_probs[held].transpose(0, 1), flat, lengths[held], sizes, blank=BLANK, zero_infinity=True
-    )
+    return F.ctc_loss(log_probs[held].transpose(0, 1), flat, lengths[held], sizes, blank=BLANK, zero_infinity=True)
 
 
 @torch.no_grad()

@@ -119,7 +119,7 @@ def summary(run: Path, found: dict[str, dict[str, float]]) -> list[str]:
     valid = [line["valid"] for line in lines if "valid" in line][-1]
     told = [
         f"run folder {run}",
-        f"masked accuracy {valid['accuracy']:.3f}; always guessing the commonest token: {valid['unigram_accuracy']:.3f}",
+        f"masked accuracy {valid['accuracy']:.3f}; always the commonest token: {valid['unigram_accuracy']:.3f}",
         "phone accuracy of a linear probe, speakers never heard before (synthetic speech):",
         "                   clean   noisy",
     ]

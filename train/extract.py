@@ -1,7 +1,8 @@
 """``nest-fn extract`` and ``nest-fn tokenize``: what a trained model makes of audio, a file for each utterance.
 
-Always in evaluation mode, so that an utterance's features do not depend on its batch. A file appears when it is whole; a
-second run of the same command makes the missing ones only. ``index.jsonl`` tells which file belongs to which utterance.
+Always in evaluation mode, so that an utterance's features do not depend on its batch. A file appears when it is whole;
+a second run of the same command makes the missing ones only. ``index.jsonl`` tells which file belongs to which
+utterance.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def extract(
     model: Model, dataset: Dataset, out: Path, *, layers: Sequence[int] | None = None,
     weights: Sequence[float] | None = None, level: str = "frame", form: str = "npy",
 ) -> Iterator[str]:  # fmt: skip
-    """Write features, ``[layers, T, D]`` or for ``level="utterance"`` their means ``[layers, D]``; names as they appear.
+    """Write features ``[layers, T, D]``, or for ``level="utterance"`` their means ``[layers, D]``; yields file names.
 
     ``weights``, one a layer, sum the layers up instead: ``[T, D]`` or ``[D]``. Frames are 80 ms at factor 8. Raises
     ``UsageError``, ``DataError``.
@@ -87,11 +88,11 @@ def _write_all(
     out.mkdir(parents=True, exist_ok=True)
     names = _names(dataset, form)
     for batch in utterances(dataset):
-        missing = [row for row, index in enumerate(batch.index.tolist()) if not (out / names[index]).exists()]
+        missing = [row for row, index in enumerate(batch.number.tolist()) if not (out / names[index]).exists()]
         if not missing:
             continue
         for index, arrays in zip(
-            batch.index[missing].tolist(), make(batch.audio[missing], batch.lengths[missing]), strict=True
+            batch.number[missing].tolist(), make(batch.audio[missing], batch.lengths[missing]), strict=True
         ):
             _write(out / names[index], arrays, form)
             yield names[index]
@@ -100,7 +101,7 @@ def _write_all(
 
 
 def _names(dataset: Dataset, form: str) -> list[str]:
-    """A file name for each utterance: its number, so that order tells, and the end of its path, so that a person can."""
+    """A file name for each utterance: its number, and the end of its path for the reader."""
     digits = len(str(max(len(dataset.manifest) - 1, 0)))
     names = []
     for index in range(len(dataset.manifest)):
@@ -126,5 +127,7 @@ def _safetensors(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     try:
         from safetensors.numpy import save
     except ImportError:
-        raise UsageError("extract: format safetensors needs the extra 'export': pip install 'nest-fn[export]'") from None
+        raise UsageError(
+            "extract: format safetensors needs the extra 'export': pip install 'nest-fn[export]'"
+        ) from None
     return bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))

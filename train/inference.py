@@ -32,7 +32,7 @@ class Model(NamedTuple):
 class Utterances(NamedTuple):
     """A batch without empty rows."""
 
-    index: NDArray[np.int64]  # [B] in the manifest
+    number: NDArray[np.int64]  # [B] in the manifest
     audio: Tensor  # int16 [B, N]
     lengths: Tensor  # int64 [B] samples
 
@@ -67,9 +67,7 @@ def utterances(dataset: Dataset) -> Iterator[Utterances]:
     for number, planned in enumerate(dataset.plan(0)):
         raw = load_batch(dataset, planned, 0, number)
         held = planned.index >= 0
-        # Rows beside each other are equally long within a bucket; what is wider than all of them is cut off.
-        lengths = raw["audio_len"][held]
-        yield Utterances(planned.index[held], raw["audio"][held], lengths)
+        yield Utterances(planned.index[held], raw["audio"][held], raw["audio_len"][held])
 
 
 def _manifest_of(source: Path, manifest: Path) -> Path:

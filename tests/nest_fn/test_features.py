@@ -121,7 +121,7 @@ def test_dither_is_white_noise_in_training_only() -> None:
 
 def test_narrow_band_rows_lose_their_high_bins(audio: Tensor) -> None:
     cfg = replace(PLAIN, nb_augmentation_prob=1.0, log=False)
-    wide, lengths = log_mel(audio, LENGTHS, cfg)
+    wide, _ = log_mel(audio, LENGTHS, cfg)
     narrow, _ = log_mel(audio, LENGTHS, cfg, key=random.key(0), train=True)
     edge = int((mel.mel_filters(16000, 512, 80, 0, 8000)[:, 128:].sum(1) == 0).sum())  # filters that end below 4000 Hz
     assert torch.equal(narrow[:, :edge], wide[:, :edge])
@@ -147,7 +147,7 @@ def test_float64_stays_and_autocast_is_ignored(audio: Tensor) -> None:
 
 
 def test_fixed_statistics_and_splicing(audio: Tensor) -> None:
-    raw, lengths = log_mel(audio, LENGTHS, PLAIN)
+    raw, _ = log_mel(audio, LENGTHS, PLAIN)
     means, stds = tuple(float(i) for i in range(80)), tuple(1.0 + i for i in range(80))
     fixed, _ = log_mel(audio, LENGTHS, replace(PLAIN, normalize="fixed", fixed_mean=means, fixed_std=stds))
     torch.testing.assert_close(fixed[1, 7, :15], (raw[1, 7, :15] - 7.0) / 8.0)

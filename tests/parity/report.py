@@ -122,9 +122,10 @@ def end_to_end(name: str) -> Iterator[Row]:
     statistics = rename(flatten(new_state), cfg)
     for key, leaf in case.group("after_forward1").items():
         yield "batch-norm statistics", largest(statistics[key], leaf)
-    losses = end_tests.five_losses(name)[0]
-    wanted = case.tensors["out/losses"].double().flatten()
-    yield "losses of five steps, relative", float(((losses - wanted).abs() / wanted).max())
+    for dtype, stored in ((torch.float32, "losses"), (torch.float64, "losses_float64")):
+        wanted = case.tensors[f"out/{stored}"].double().flatten()
+        losses = end_tests.five_losses(name, dtype)[0]
+        yield f"{stored} of five steps, relative", float(((losses - wanted).abs() / wanted).max())
 
 
 MEASURES: dict[str, Callable[[str], Iterator[Row]]] = {

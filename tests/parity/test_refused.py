@@ -1,4 +1,4 @@
-"""What the reference refuses, crashes on, or accepts by mistake (``encoder_errors``, ``quant_errors``), and what we do."""
+"""What the reference refuses, fails on, or accepts by mistake (``encoder_errors``, ``quant_errors``), and we."""
 
 from __future__ import annotations
 

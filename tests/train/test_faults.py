@@ -91,12 +91,11 @@ STEREO = np.full((24000, 2), 100, np.int16)
 AUDIO: dict[str, tuple[Callable[[Path], Any], str]] = {
     "A1 missing": (Path.unlink, "no such file: a2.wav; looked for {path}"),
     "A2 empty": (lambda path: path.write_bytes(b""), "{path}.*0 bytes"),
-    "A2 text": (lambda path: path.write_text("this is no audio"), "{path}.*not a WAV file"),
+    "A2 text": (lambda path: path.write_text("this is no audio"), "{path}.*(not a WAV file|cannot be decoded)"),
     "A2 header alone": (lambda path: path.write_bytes(path.read_bytes()[:44]), "{path}"),
     "A2 cut header": (lambda path: path.write_bytes(path.read_bytes()[:30]), "{path}.*chunk"),
     "A3 cut": (lambda path: path.write_bytes(path.read_bytes()[:16000]), "{path}"),
     "A6 rate 0": (lambda path: _header(path, 24, 0), "{path}.*0 Hz"),
-    "A6 size above the file's": (lambda path: _header(path, 40, 0x70000000), "{path}"),
     "A7 NaN": (lambda path: _float_wav(path, np.where(np.arange(24000) == 777, np.nan, 0.1)), "{path}.*NaN"),
     "A7 infinite": (lambda path: _float_wav(path, np.where(np.arange(24000) == 777, -np.inf, 0.1)), "{path}.*inf"),
     "A9 stereo": (lambda path: write_wav(path, STEREO), "{path}.*2 channels.*data.channel"),
@@ -124,8 +123,9 @@ def test_a4_cut_flac(folder: Path, capsys: Captured, keep: int) -> None:
     _refused(folder, capsys, 3, r"m\.jsonl:3: .*a2\.flac")
 
 
-def test_a6_an_unknown_size_is_the_rest_of_the_file(folder: Path) -> None:
-    _header(folder / "a2.wav", 40, 0xFFFFFFF0)
+@pytest.mark.parametrize("size", [0xFFFFFFF0, 0x70000000])
+def test_a6_a_size_above_the_files_is_what_is_there(folder: Path, size: int) -> None:
+    _header(folder / "a2.wav", 40, size)
     assert _train(folder) == 0
 
 
@@ -323,7 +323,7 @@ YAML: dict[str, tuple[str, str]] = {
     "C1 unknown key": ("encoder: {n_layer: 3}", "unknown key 'encoder.n_layer'; did you mean 'n_layers'"),
     "C1 unknown section": ("trainr: {max_steps: 3}", "unknown key 'trainr'; did you mean 'trainer'"),
     "C2 a key twice": ("trainer:\n  seed: 1\n  seed: 2", r"c\.yaml:3: key 'seed' stands twice"),
-    "C2 no is text": ("data: {shuffle: no}", "'data.shuffle'"),
+    "C2 no is text": ("trainer: {max_steps: no}", "'trainer.max_steps'"),
     "C2 sexagesimal is text": ("trainer: {max_steps: 1:30}", "'trainer.max_steps'"),
     "C2 NaN": ("optim: {lr: .nan}", "'optim.lr'.*finite"),
     "C2 out of range": ("optim: {weight_decay: -1}", "'optim.weight_decay' must be at least 0"),
@@ -378,3 +378,15 @@ def test_c6_a_config_that_is_accepted_trains(tmp_path_factory: pytest.TempPathFa
     ts, raw = init_train_state(random.key(0), cfg), next(batches(open_dataset(cfg.data, 0)))
     new, told = make_step(cfg)(ts, [to_device(raw, CPU)], random.key(1))
     assert new.step == 1 and bool(told["loss_sum"].isfinite()) and bool(told["grad_norm"].isfinite())
+
+
+def test_the_catalogue_names_tests_that_exist() -> None:
+    root = Path(__file__).resolve().parents[2]
+    text = (root / "docs" / "faults.md").read_text()
+    named = re.findall(r"`(\w+/test_\w+\.py)::(test_\w+)`", text)
+    assert len(named) > 60
+    missing = [pair for pair in named if f"def {pair[1]}(" not in (root / "tests" / pair[0]).read_text()]
+    assert not missing
+    rows = re.findall(r"^\| ([A-G]\d+) \|", text, re.MULTILINE)
+    counts = {"A": 16, "B": 6, "C": 6, "D": 4, "E": 8, "F": 5, "G": 6}
+    assert rows == [f"{letter}{n}" for letter, count in counts.items() for n in range(1, count + 1)]

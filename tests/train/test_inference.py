@@ -24,7 +24,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         samples = np.arange(4000 + 500 * index)
         pitch = 300 if index % 2 else 2500
         noise = np.random.default_rng(index).normal(0, 300, len(samples))
-        write_wav(folder / f"{index}.wav", (8000 * np.sin(samples * pitch * 2 * np.pi / 16000) + noise).astype(np.int16))
+        write_wav(
+            folder / f"{index}.wav", (8000 * np.sin(samples * pitch * 2 * np.pi / 16000) + noise).astype(np.int16)
+        )
         lines.append({"audio_filepath": f"{index}.wav", "duration": len(samples) / 16000, "kind": "ab"[index % 2]})
     (folder / "all.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     cfg = Config.preset("tiny")
@@ -53,9 +55,7 @@ def test_features_do_not_depend_on_the_batch(corpus: Path, tmp_path: Path) -> No
     np.testing.assert_allclose(many[entry["feature_filepath"]], expected.numpy(), atol=1e-5)
 
 
-def test_extraction_goes_on_where_it_stopped(
-    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_extraction_goes_on_where_it_stopped(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["extract", str(corpus / "model"), str(corpus / "all.jsonl"), "--out", str(tmp_path)]
     assert main(command) == 0
     before = arrays(tmp_path)

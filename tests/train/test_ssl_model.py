@@ -280,6 +280,21 @@ def test_either_raw_or_processed(change: dict[str, Any], message: str) -> None:
         model().eval()(**(signals(B) | change))
 
 
+def test_the_core_takes_features_in_place_of_a_signal() -> None:
+    made = model().eval()
+    clean, clean_len = log_mel(B["audio"], B["audio_len"], made.cfg.preprocessor)
+    given = {"features": clean, "features_len": clean_len, "noisy_features": clean, "noisy_features_len": clean_len}
+    same = {**B, "noisy_audio": B["audio"]}
+    values = [loss(made.params, made.state, one, made.cfg, key=key(1), train=False)[0] for one in (given, same)]
+    assert torch.equal(values[0], values[1])
+    for wrong, message in (
+        ({**B, "features": clean}, "batch: has both audio and features; keep one"),
+        ({"features": clean, "noisy_features": clean}, "batch: features_len, noisy_features_len missing"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            forward(made.params, made.state, wrong, made.cfg, apply_mask=False)
+
+
 # Inside torch
 
 
