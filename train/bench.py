@@ -60,7 +60,8 @@ def run_benchmark(out: Path, repeats: int = 3, compiled: bool = False) -> Iterat
     yield f"functional_call costs {figures['functional_call_microseconds']:.0f} us a leaf in eager mode"
     figures["loader"] = loader_figures()
     for name, rate in figures["loader"].items():
-        yield f"loader, {name}: {rate:,.0f} audio-s a core-s"
+        kind, _, noise = name.partition("_")
+        yield f"loader, {kind.upper()}, {'noise on' if noise else 'no noise'}: {rate:,.0f} audio-s a core-s"
     if compiled:
         figures["compiled"] = compiled_step(cfg, repeats)
         yield f"compiled: {figures['compiled']['step']:.2f} core-s, first step {figures['compiled']['first']:.0f} s"

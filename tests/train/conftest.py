@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 
 from nest_fn.train.manifest import write_manifest
 from nest_fn.train.wav import write_wav
+
+from .faults import entries, write_entries
 
 
 class Corpus(NamedTuple):
@@ -53,3 +56,13 @@ def voice(make: np.random.Generator, seconds: float) -> NDArray[np.int16]:
     phase = 2 * np.pi * np.cumsum(make.uniform(90, 200) * (1 + 0.2 * np.sin(2 * np.pi * time))) / 16000
     sound = sum(np.sin(k * phase + make.uniform(0, 6)) / k for k in range(1, 12))
     return (1500 * sound * (0.1 + np.sin(2 * np.pi * time) ** 2) + make.normal(0, 20, len(time))).astype(np.int16)
+
+
+@pytest.fixture
+def six(tmp_path: Path) -> Path:
+    """Six whole utterances a0.wav..a5.wav of 1.5 s with their manifest."""
+    make = np.random.Generator(np.random.Philox(1))
+    for number in range(6):
+        write_wav(tmp_path / f"a{number}.wav", voice(make, 1.5))
+    write_entries(tmp_path, entries())
+    return tmp_path
