@@ -16,3 +16,7 @@ class CheckpointError(NestError):
     """A checkpoint is missing, damaged or of another kind, or it cannot be written."""
 
     exit_code = 4
+
+
+class ExportError(NestError):
+    """A model cannot be written as a graph: its settings, the file's kind, or a missing package."""

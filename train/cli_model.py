@@ -1,4 +1,4 @@
-"""Commands about a trained model: ``convert``, ``extract``, ``tokenize``, ``probe``."""
+"""Commands about a trained model: ``convert``, ``export``, ``extract``, ``tokenize``, ``probe``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ def add_commands(commands: Any) -> None:
     convert.add_argument("source", help="a checkpoint, ours or the reference's (.nemo, .ckpt, .pt), or a run folder")
     convert.add_argument("target", help="a folder, .safetensors, .pt or .nemo")
     convert.add_argument("--compat", choices=("current", "legacy"), default=None, help="numerics of the reference")
+    export = _add(commands, "export", _export, "the encoder as a graph that runs without this library")
+    export.add_argument("checkpoint", help="a checkpoint, or a run folder: its newest")
+    export.add_argument("out", help="a file .onnx (wants the extra export) or .pt2 (torch.export)")
+    export.add_argument("--source", choices=("features", "audio"), default="features", help="what the graph takes")
+    export.add_argument("--static", action="store_true", help="one utterance of ten seconds, not any batch and length")
     extract = _add(commands, "extract", _extract, "write a model's features, a file for each utterance")
     _add_model_arguments(extract)
     extract.add_argument("--layers", default="last", help="all, last, or numbers as 0,3,-1")
@@ -48,6 +53,20 @@ def _convert(args: argparse.Namespace) -> None:
 
     convert(args.source, args.target, compat=args.compat)
     print(f"written to {args.target}")
+
+
+def _export(args: argparse.Namespace) -> None:
+    from nest_fn.export import check_target, export_encoder, export_onnx
+
+    from .inference import load_model
+
+    suffix = check_target(args.out)
+    model = load_model(args.checkpoint)
+    if suffix == ".onnx":
+        export_onnx(args.out, *model, dynamic=not args.static, source=args.source)
+    else:
+        export_encoder(*model, args.out, dynamic=not args.static, source=args.source)
+    print(f"written to {args.out}")
 
 
 def _opened(args: argparse.Namespace) -> tuple[Any, Any]:

@@ -255,7 +255,7 @@ def encoders() -> list[Example]:
     only = {**layered, "dropout": 0.0, "dropout_pre_encoder": 0.0, "dropout_att": 0.0}
     return [
         encoder_example("default"),
-        encoder_example("stochastic depth", n_layers=3, stochastic_depth_drop_prob=0.5, **only),
+        encoder_example("stochastic depth", stochastic_depth_drop_prob=0.5, **only),
         encoder_example("dropped positions, no scaling", dropout_emb=0.3, xscaling=False, **layered),
         encoder_example("drawn context", **contexts, **only),
         encoder_example("tied biases, another width out", untie_biases=False, feat_out=6, **layered),

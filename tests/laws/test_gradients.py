@@ -35,7 +35,7 @@ def gradients(example: Example, seed: int = 1) -> tuple[torch.Tensor, dict[str, 
 def check_reach(example: Example) -> None:
     """The largest gradients of several draws, since stochastic depth may drop a layer."""
     largest: dict[str, float] = {}
-    for seed in range(1, 5 if "depth" in example.name else 2):
+    for seed in range(1, 9 if "depth" in example.name else 2):
         for path, grad in gradients(example, seed)[1].items():
             assert grad is not None, f"{path} is cut off"
             assert grad.isfinite().all(), path
