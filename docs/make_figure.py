@@ -1,4 +1,4 @@
-"""The picture of the README: ``python docs/make_figure.py runs/demo docs/demo.png`` after ``make demo`` (extra ``viz``)."""
+"""The README's picture, after ``make demo``: ``python docs/make_figure.py runs/demo docs/demo.png`` (extra ``viz``)."""
 
 from __future__ import annotations
 

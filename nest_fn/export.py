@@ -156,7 +156,7 @@ class _Encoder(nn.Module):
         least, multiple = widths(self.cfg)
         cfg = self.cfg.preprocessor
         frames = -(-max(1000, 2 * least) * scale // multiple) * multiple
-        shape = (batch, self.cfg.encoder.feat_in or 0, frames)
+        shape: tuple[int, ...] = (batch, self.cfg.encoder.feat_in or 0, frames)
         if self.source == "audio":
             shape = (batch, frames * cfg.hop_length)
         # Any numbers do; a sum of sines needs no generator.

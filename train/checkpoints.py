@@ -41,12 +41,12 @@ class Saved(NamedTuple):
     window: Sums
 
 
-def save(cfg: Config, folder: RunFolder, saved: Saved, digest: str, warn: Callable[[str], None]) -> None:
-    """Write a checkpoint and drop old ones. A failure to write is told and leaves all as it was; training goes on."""
+def save(cfg: Config, folder: RunFolder, saved: Saved, digest: str, warn: Callable[[str], None]) -> bool:
+    """Write a checkpoint and drop old ones; whether it is there. A failure is told and leaves all as it was."""
     ts = saved.ts
     path = checkpoint_folder.step_path(folder.checkpoints, ts.step)
     if path.exists() and _whole(path):
-        return
+        return True
     trees = {"params": ts.params, "state": ts.state, "optimizer": _optimizer_tree(ts.opt_state), "ema": ts.ema}
     trees["window"] = saved.window
     meta = {"step": ts.step, "epoch": saved.epoch, "batch": saved.batch, "data_digest": digest}
@@ -54,8 +54,9 @@ def save(cfg: Config, folder: RunFolder, saved: Saved, digest: str, warn: Callab
         checkpoint_files.write_checkpoint(path, trees, _settings(cfg), meta)
     except CheckpointError as error:
         warn(f"step {ts.step}: {error}")
-        return
+        return False
     checkpoint_folder.prune(folder.checkpoints, keep_last=cfg.trainer.keep_last)
+    return True
 
 
 def _whole(path: Path) -> bool:

@@ -177,7 +177,10 @@ def _train(run: Run, progress: _Progress, stop: StopRequest) -> int:
             save(run.cfg, run.folder, progress.saved(), run.digest, run.reporter.warn)
         _validate(run, progress, evaluate, stop)
     if stop.asked and progress.ts.step < trainer.max_steps:
-        save(run.cfg, run.folder, progress.saved(), run.digest, run.reporter.warn)
+        if not save(run.cfg, run.folder, progress.saved(), run.digest, run.reporter.warn):
+            raise CheckpointError(
+                f"asked to stop, and step {progress.ts.step} could not be saved; make room and resume."
+            )
         run.reporter.say(f"asked to stop: saved at step {progress.ts.step}; the same command goes on from there")
         return stop.exit_code
     return 0
