@@ -30,7 +30,7 @@ bench: $(READY) ## speed on this machine
 	$(BIN)/nest-fn bench $(ARGS)
 
 demo: $(READY) ## a tiny model trained on synthetic speech
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/nest-fn demo $(ARGS)
+	$(BIN)/nest-fn demo $(ARGS)
 
 wheel-test: $(READY) ## the wheel, installed apart and imported beside a hostile layers.py
 	$(BIN)/python -m pytest -q tests/test_packaging.py

@@ -20,7 +20,7 @@ from nest_fn.layers.types import Key, Tensor
 from . import measures
 from .checkpoints import Saved, restore, save
 from .data import Dataset, RawBatch, batches, open_dataset
-from .errors import NonFiniteError, UsageError
+from .errors import CheckpointError, NonFiniteError, UsageError
 from .memory import keep_freed_memory
 from .micro_batches import micro_batches, to_device
 from .optimizer import global_norm
