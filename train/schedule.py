@@ -58,17 +58,3 @@ def make_schedule(cfg: Config) -> Schedule:
     if sched.name == "cosine":
         return cosine(peak, sched.warmup, max_steps, sched.min_lr, sched.constant_steps)
     return noam(peak, sched.d_model or cfg.encoder.d_model, sched.warmup, sched.min_lr)
-
-
-def schedule_warning(cfg: Config) -> str | None:
-    """A sentence if Noam's peak lies under ``min_lr``, as it does for learning rates meant for other schedules."""
-    sched = cfg.optim.sched
-    if sched is None or sched.name != "noam":
-        return None
-    peak = noam(cfg.optim.lr, sched.d_model or cfg.encoder.d_model, sched.warmup)(max(1, sched.warmup))
-    if peak >= sched.min_lr:
-        return None
-    return (
-        f"optim.lr={cfg.optim.lr:g} is Noam's factor: the rate peaks at {peak:.2g}, under "
-        f"sched.min_lr={sched.min_lr:g}, and stays there; NEST uses optim.lr=5.0, or set optim.sched.name=cosine."
-    )

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from nest_fn.config import Config
-from nest_fn.train.schedule import cosine, make_schedule, noam, schedule_warning
+from nest_fn.train.schedule import cosine, make_schedule, noam
 
 
 @pytest.mark.parametrize(
@@ -69,10 +69,3 @@ def test_what_the_config_says() -> None:
     wave = _config("optim.sched.name=cosine", "optim.lr=1e-3", "optim.sched.warmup_steps=10", "trainer.max_steps=100",
                    "optim.sched.min_lr=1e-5")  # fmt: skip
     assert [make_schedule(wave)(k) for k in range(200)] == [cosine(1e-3, 10, 100, 1e-5)(k) for k in range(200)]
-
-
-def test_a_rate_that_was_meant_for_another_schedule() -> None:
-    assert schedule_warning(_config()) is None
-    assert schedule_warning(_config("optim.sched.name=cosine", "optim.lr=1e-4")) is None
-    text = schedule_warning(_config("optim.lr=1e-4"))
-    assert text is not None and "peaks at 2.8e-08" in text and "optim.lr=5.0" in text
