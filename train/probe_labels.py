@@ -24,6 +24,7 @@ from .data import Dataset
 from .errors import DataError
 from .inference import load_model, open_audio, utterances
 from .probe import accuracy, choose, fit_linear_probe, mean_pool
+from .weighted_probe import fit_weighted_probe, weighted_accuracy
 
 
 class Score(NamedTuple):
@@ -36,7 +37,7 @@ class Score(NamedTuple):
 
 
 def probe_labels(path: str | Path, label: str, train: Sequence[str], test: Sequence[str]) -> Iterator[Score]:
-    """Scores of the checkpoint (or the newest one of a run folder), of the same encoder untrained, and of log-mel.
+    """Scores of a model's best layer and of a learned mixture of its layers, of the encoder untrained, and of log-mel.
 
     ``label`` is a key of the manifests' lines. Raises ``DataError`` where a line lacks it, ``CheckpointError``.
     """
@@ -50,6 +51,17 @@ def probe_labels(path: str | Path, label: str, train: Sequence[str], test: Seque
         best = choose(x, y, len(names), torch.arange(len(y)) % 16)
         probe = fit_linear_probe(x[best.layer], y, len(names), penalty=best.penalty)
         yield Score(name, best.layer, best.accuracy, accuracy(probe, test_x[best.layer], test_y))
+        if name == "learnt":
+            yield _weighted(x, y, test_x, test_y, len(names), best.penalty)
+
+
+def _weighted(x: list[Tensor], y: Tensor, test_x: list[Tensor], test_y: Tensor, classes: int, penalty: float) -> Score:
+    """The probe on a learned mixture of all layers; its ``layer`` is the one that weighs most."""
+    held = torch.arange(len(y)) % 4 == 1
+    trial = fit_weighted_probe([layer[~held] for layer in x], y[~held], classes, penalty)
+    probe = fit_weighted_probe(x, y, classes, penalty)
+    held_back = weighted_accuracy(trial, [layer[held] for layer in x], y[held])
+    return Score("weighted", int(probe.mixture.argmax()), held_back, weighted_accuracy(probe, test_x, test_y))
 
 
 def _label(dataset: Dataset, index: int, label: str) -> str:
