@@ -23,6 +23,8 @@ from .step import TrainState, start_from
 # Settings that may change between parts of a run; the arithmetic of the steps to come is then what they say.
 _FREE = (
     "trainer.max_steps", "trainer.log_every", "trainer.valid_every", "trainer.save_every", "trainer.keep_last",
+    "trainer.keep_best", "trainer.keep_every", "trainer.skip_nonfinite", "trainer.skip_norm",
+    "trainer.stop_on_collapse", "trainer.shard", "trainer.rank_timeout_s",
     "trainer.device", "trainer.compile", "optim.lr", "optim.sched.max_steps",
     "data.noise_budget_mb", "data.valid", "data.valid_shards", "data.root",
     "data.train", "data.train_shards", "data.noise", "data.rir",  # where the data lies; what it is, the digest says

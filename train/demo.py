@@ -18,8 +18,9 @@ from nest_fn.layers.types import Params, State, Tensor
 from nest_fn.model import init
 
 from .audio import read_audio
-from .loop import INIT, Reporter, pretrain
+from .loop import pretrain
 from .probe import UNKNOWN, accuracy, choose, fit_linear_probe, frame_labels, stack_frames
+from .run import INIT, Reporter
 from .run_folder import RunFolder
 from .synth import PHONES, CorpusSpec, write_corpus
 

@@ -14,9 +14,9 @@ from nest_fn.layers.tree import count, flatten
 from nest_fn.model import abstract
 
 from .data import RawBatch, load_batch, open_dataset
-from .loop import choose_device
 from .micro_batches import micro_batches, to_device
 from .rooms import load_rooms
+from .run import choose_device
 from .step import init_train_state, make_step, training_loss
 
 

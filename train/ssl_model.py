@@ -44,8 +44,8 @@ from nest_fn.seed_config import KEYWORDS, config_from_keywords
 
 from .batch import as_batch, signal_parts
 from .facade_files import OPTIMIZER, WEIGHTS, model_of, read_file, weights_of, write_file
-from .loop import INIT, TRAIN, VALID
 from .mirror import gather, outline, plant
+from .run import INIT, TRAIN, VALID
 from .torch_optim import create_optimizer, create_scheduler
 
 __all__ = ["PureTorchSSLModel", "create_optimizer", "create_scheduler"]

@@ -82,7 +82,9 @@ def _check_sched(section: SchedConfig, lr: float, problems: Problems) -> None:
 def _check_trainer(section: TrainerConfig, problems: Problems) -> None:
     path = "trainer."
     at_least(problems, section, path, 1, "accumulate", "keep_last")
-    at_least(problems, section, path, 0, "max_steps", "clip_norm", "threads", "log_every", "valid_every", "save_every")
+    at_least(problems, section, path, 0, "max_steps", "clip_norm", "threads", "log_every", "valid_every", "save_every",
+             "keep_best", "keep_every", "skip_nonfinite", "skip_norm")  # fmt: skip
+    problems.require(section.rank_timeout_s > 0, path + "rank_timeout_s", "must be above 0 seconds")
     shares(problems, section, path, "ema_decay", below_one=True)
     precisions = ("fp32", "bf16")
     one_of(problems, path + "precision", section.precision, precisions)

@@ -23,6 +23,7 @@ class AugmentConfig:
     min_num_speakers: int = 1
     max_num_speakers: int = 1
     rir_prob: float = 0.0  # share of utterances convolved with a room impulse response
+    across_ranks: bool = True  # other speakers come from the batch of all ranks; False: of one's own, sparing a gather
     keep_raw_noise: bool = False  # True: untouched rows keep their noise at its raw gain, as the reference (Q32)
 
 
@@ -54,6 +55,7 @@ class DataConfig:
     root: str | None = None  # if set, every audio path must lie below it
     check_files: bool = True  # look at the start of a run whether every file is there
     duration_tolerance: float | None = None  # seconds a file may miss of its duration; None: 2 samples, MP3 0.5 s
+    skip_silent: bool = False  # True: an utterance whose samples are all 0 has weight 0
     on_error: str = "raise"  # raise, zero_weight
     max_bad_fraction: float = 0.01
     timeout_s: float = 300.0  # seconds without an answer from a worker
@@ -108,6 +110,13 @@ class TrainerConfig:
     log_every: int = 10  # steps
     valid_every: int = 1000
     save_every: int = 1000
-    keep_last: int = 3
+    keep_last: int = 3  # checkpoints
+    keep_best: int = 0  # beside these, so many of the lowest validation loss
+    keep_every: int = 0  # beside these, those of steps divisible by it; 0: none
+    skip_nonfinite: int = 0  # updates in a row that may be left out for NaN or infinity; 0: the first one ends the run
+    skip_norm: float = 0.0  # an update whose gradient norm is above it is left out; 0: off
+    stop_on_collapse: bool = False  # True: codebook collapse ends the run instead of a warning
+    shard: bool = False  # True: each rank holds a part of parameters and optimizer state, not all
+    rank_timeout_s: float = 60.0  # seconds without a sign of life after which a rank counts as lost
     threads: int = 0  # 0: torch's choice
     deterministic: bool = False

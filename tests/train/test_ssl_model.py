@@ -22,7 +22,7 @@ from nest_fn import Config, ConfigError, PureTorchSSLModel, abstract, forward, i
 from nest_fn.layers import random
 from nest_fn.layers.tree import check_same, fill, flatten
 from nest_fn.seed_config import KEYWORDS, config_from_keywords
-from nest_fn.train.loop import INIT, TRAIN, VALID
+from nest_fn.train.run import INIT, TRAIN, VALID
 
 from .facade_cases import SMALL, batch, config, equal, model, signals, snapshot
 

@@ -13,8 +13,8 @@ import yaml
 from nest_fn import Config, ConfigError, create_optimizer, create_scheduler, key, loss
 from nest_fn.layers import random
 from nest_fn.layers.tree import fill, flatten
-from nest_fn.train.loop import TRAIN
 from nest_fn.train.optimizer import make_optimizer
+from nest_fn.train.run import TRAIN
 from nest_fn.train.schedule import make_schedule
 from nest_fn.train.step import make_step, start_from
 

@@ -1,0 +1,130 @@
+"""What does not change during a run: settings, data, device, streams of the root key, and who is told."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import lcm
+from typing import Any, Protocol
+
+import torch
+
+from nest_fn.config import Config
+from nest_fn.layers import random
+from nest_fn.layers.tree import count
+from nest_fn.layers.types import Key, Params, Tensor
+
+from .data import Dataset, open_dataset
+from .errors import UsageError
+from .memory import keep_freed_memory
+from .rooms import load_rooms
+from .run_folder import RunFolder
+from .tensorboard import Board
+
+# Streams of the root key.
+INIT, TRAIN, VALID = 0, 1, 2
+
+
+class Reporter(Protocol):
+    """Who tells a person how the run goes; the command line has one that prints."""
+
+    def say(self, text: str) -> None:
+        """A line of information."""
+
+    def warn(self, text: str) -> None:
+        """A line that asks for attention."""
+
+    def progress(self, step: int, total: int, values: Mapping[str, Any]) -> None:
+        """A step was made and measured."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What does not change: settings, data, device, and who is told."""
+
+    cfg: Config
+    folder: RunFolder
+    board: Board
+    reporter: Reporter
+    train: Dataset
+    valid: Dataset | None
+    rirs: Tensor | None
+    device: torch.device
+    key: Key
+
+    @property
+    def digest(self) -> str:
+        """Of all the data that training depends on."""
+        if self.rirs is None:
+            return self.train.digest
+        return hashlib.sha256(self.train.digest.encode() + self.rirs.cpu().numpy().tobytes()).hexdigest()
+
+    def record(self, line: Mapping[str, Any]) -> None:
+        """A line of metrics to the file, to TensorBoard, to a person."""
+        self.folder.append(line)
+        self.board.add(line)
+        self.reporter.progress(line["step"], self.cfg.trainer.max_steps, line)
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is CUDA where there is one. Raises ``UsageError`` for a device that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"trainer.device is {name}, this machine has {torch.cuda.device_count()} CUDA devices; "
+                         "nest-fn doctor shows them")  # fmt: skip
+    return device
+
+
+def compiled(cfg: Config, device: torch.device) -> bool:
+    """``auto`` compiles where CUDA is; on a CPU eager is as fast and starts at once."""
+    return cfg.trainer.compile == "on" or (cfg.trainer.compile == "auto" and device.type == "cuda")
+
+
+def open_run(cfg: Config, folder: RunFolder, reporter: Reporter) -> Run:
+    """Read the data and choose the device. Raises ``DataError``, ``UsageError``."""
+    device = choose_device(cfg.trainer.device)
+    if cfg.trainer.threads > 0:
+        torch.set_num_threads(cfg.trainer.threads)
+    if device.type == "cpu":
+        keep_freed_memory()
+    if cfg.trainer.deterministic:
+        torch.use_deterministic_algorithms(True)
+    seed, rate = cfg.trainer.seed, cfg.sample_rate
+    train = open_dataset(cfg.data, seed, split="train", sample_rate=rate)
+    valid = open_dataset(cfg.data, seed, split="valid", sample_rate=rate) if cfg.data.valid else None
+    rirs = load_rooms(cfg.data, rate)
+    rirs = None if rirs is None else rirs.to(device)
+    board = Board(folder.path / "tensorboard")
+    return Run(cfg, folder, board, reporter, train, valid, rirs, device, random.key(seed, device=device))
+
+
+def data_record(run: Run) -> dict[str, Any]:
+    """Which files the run reads, and their digests."""
+    record: dict[str, Any] = {"train": {"files": list(run.train.manifest.files), "digest": run.train.digest}}
+    if run.valid is not None:
+        record["valid"] = {"files": list(run.valid.manifest.files), "digest": run.valid.digest}
+    return record
+
+
+def announce(run: Run, params: Params) -> None:
+    """Tell what is about to be trained, on what, and what is odd about it."""
+    say, cfg = run.reporter.say, run.cfg
+    plan = run.train.plan(0)
+    hours = float(run.train.manifest.duration.sum()) / 3600
+    say(
+        f"{count(params):,} parameters; {len(run.train.manifest):,} utterances, {hours:.2f} hours, "
+        f"{len(plan)} batches an epoch of up to {cfg.data.batch_seconds:g} s, "
+        f"padding efficiency {plan.efficiency(run.train.length):.3f}"
+    )
+    mode = "compiled" if compiled(cfg, run.device) else "eager"
+    say(f"{run.device.type}, {cfg.trainer.precision}, {mode}; run folder {run.folder.path}")
+    for rule, dropped in run.train.manifest.dropped:
+        say(f"left out: {dropped:,} utterances {rule}")
+    for remark in cfg.advice:
+        run.reporter.warn(remark)
+    rows, parts = cfg.data.row_multiple, cfg.trainer.accumulate
+    if rows % parts:
+        run.reporter.warn(f"micro-batches get empty rows; data.row_multiple={lcm(rows, parts)} spares them")
