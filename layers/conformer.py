@@ -11,7 +11,7 @@ from .dropout import dropout
 from .feed_forward import FeedForwardParams, feed_forward, init_feed_forward
 from .local_attention import local_attention
 from .norm import NormParams, init_norm, layer_norm
-from .types import Key, Tensor
+from .types import Gather, Key, Tensor
 
 
 class ConformerSpec(NamedTuple):
@@ -64,6 +64,7 @@ class Surroundings(NamedTuple):
     context: Tensor | None  # bool [T, T]: which keys a query may see; None: all
     positions: Tensor | None  # relative position encodings
     biases: AttentionParams  # u and v if they are tied, else empty
+    gather: Gather | None = None  # for batch statistics of all processes
 
 
 def init_conformer_layer(key: Key, spec: ConformerSpec) -> tuple[ConformerParams, ConformerState]:
@@ -104,7 +105,7 @@ def conformer_layer(
     y = layer_norm(params["norm_conv"], x)
     y, conv_state = conv_module(
         params["conv"], state["conv"], y, around.valid,
-        context=spec.conv_context, norm=spec.norm, masked_norm=spec.masked_norm, train=train,
+        context=spec.conv_context, norm=spec.norm, masked_norm=spec.masked_norm, gather=around.gather, train=train,
     )  # fmt: skip
     x = residual(x, y, convolved)
     y = layer_norm(params["norm_feed_forward2"], x)

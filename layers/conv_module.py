@@ -21,7 +21,7 @@ from .norm import (
     layer_norm,
     scale_shift,
 )
-from .types import Key, Tensor
+from .types import Gather, Key, Tensor
 
 
 class ConvModuleParams(TypedDict, total=False):
@@ -56,28 +56,35 @@ def init_conv_module(
 
 def conv_module(
     params: ConvModuleParams, state: ConvModuleState, x: Tensor, valid: Tensor, *, context: tuple[int, int],
-    norm: str = "batch_norm", masked_norm: bool = False, train: bool = False,
+    norm: str = "batch_norm", masked_norm: bool = False, gather: Gather | None = None, train: bool = False,
 ) -> tuple[Tensor, ConvModuleState]:  # fmt: skip
     """GLU, depthwise convolution over ``context = (left, right)`` frames, norm, SiLU: ``[B, T, D] -> [B, T, D]``.
 
     ``norm``: batch_norm, layer_norm, instance_norm, fused_batch_norm (scale and shift alone) or group_normN.
     ``masked_norm`` leaves padded frames out of batch norm's statistics; the reference counts them (spec Q27).
+    ``gather`` makes these statistics those of all processes.
     """
     hidden = F.glu(linear(params["pointwise1"], x), dim=-1)
     hidden = torch.where(valid[..., None], hidden, 0.0)
     # [B, T, D] -> [B, D, T]: padding makes it contiguous, which the depthwise kernel needs to be fast.
     hidden = F.pad(hidden.transpose(1, 2), context).contiguous()
     hidden = conv(params["depthwise"], hidden, groups=hidden.shape[1])
-    hidden, state = _norm(params, state, hidden, valid if masked_norm else None, norm, train)
+    hidden, state = _norm(params, state, hidden, valid if masked_norm else None, norm, gather, train)
     return linear(params["pointwise2"], F.silu(hidden).transpose(1, 2)), state
 
 
 def _norm(
-    params: ConvModuleParams, state: ConvModuleState, x: Tensor, valid: Tensor | None, norm: str, train: bool
+    params: ConvModuleParams,
+    state: ConvModuleState,
+    x: Tensor,
+    valid: Tensor | None,
+    norm: str,
+    gather: Gather | None,
+    train: bool,
 ) -> tuple[Tensor, ConvModuleState]:
     """The chosen norm over channels, ``[B, D, T] -> [B, D, T]``."""
     if norm == "batch_norm":
-        y, statistics = batch_norm(params["norm"], state["norm"], x, valid, train=train)
+        y, statistics = batch_norm(params["norm"], state["norm"], x, valid, gather=gather, train=train)
         return y, {"norm": statistics}
     if norm == "layer_norm":
         return layer_norm(params["norm"], x.transpose(1, 2)).transpose(1, 2), state

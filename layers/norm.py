@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .module import call, template
-from .types import Tensor
+from .types import Gather, Tensor
 
 EPS = 1e-5
 MOMENTUM = 0.1
@@ -88,25 +88,27 @@ def instance_norm(x: Tensor) -> Tensor:
 
 
 def batch_norm(
-    params: NormParams, state: BatchNormState, x: Tensor, valid: Tensor | None = None, *, train: bool = False
-) -> tuple[Tensor, BatchNormState]:
+    params: NormParams, state: BatchNormState, x: Tensor, valid: Tensor | None = None, *,
+    gather: Gather | None = None, train: bool = False,
+) -> tuple[Tensor, BatchNormState]:  # fmt: skip
     """Batch norm over ``[B, D, T]``; in training by the batch's statistics, and the running ones move by 0.1.
 
     ``valid`` (bool ``[B, T]``) leaves padded frames out of the statistics; without it they count, as in the reference
-    (spec Q27). The output and the new state are returned, the given state is not written to.
+    (spec Q27). ``gather`` makes them those of the rows of all processes. The output and the new state are returned, the
+    given state is not written to.
     """
     _check_channels("batch_norm", params, x)
     if not train:
         mean, variance = state["running_mean"], state["running_var"]
         return F.batch_norm(x, mean, variance, params["weight"], params["bias"], eps=EPS), state
-    if valid is None:
+    if valid is None and gather is None:
         # Statistics of the kernel itself would need a second pass; its running mean with momentum 1 is the batch mean.
         mean, variance, count = _statistics(x)
         y = F.batch_norm(x, None, None, params["weight"], params["bias"], training=True, eps=EPS)
     else:
-        mean, variance, count = _masked_statistics(x, valid)
+        mean, variance, count = _moments(x, valid) if gather is None else _pooled(*_moments(x, valid), gather)
         scale = params["weight"] * torch.rsqrt(variance + EPS)
-        y = x * scale[:, None] + (params["bias"] - mean * scale)[:, None]
+        y = (x * scale[:, None] + (params["bias"] - mean * scale)[:, None]).to(x.dtype)
     unbiased = variance.detach() * (count / (count - 1).clamp(min=1))
     new: BatchNormState = {
         "running_mean": torch.lerp(state["running_mean"], mean.detach().to(state["running_mean"].dtype), MOMENTUM),
@@ -121,12 +123,27 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return mean, variance, torch.full((), x.shape[0] * x.shape[2], dtype=x.dtype, device=x.device)
 
 
-def _masked_statistics(x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _moments(x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean ``[D]``, variance ``[D]`` and the number of frames, in float32 at least."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    if valid is None:
+        variance, mean = torch.var_mean(x, dim=(0, 2), correction=0)
+        return mean, variance, torch.full((), x.shape[0] * x.shape[2], dtype=x.dtype, device=x.device)
     weight = valid.to(x.dtype)[:, None, :]
     count = weight.sum()
     mean = (x * weight).sum(dim=(0, 2)) / count.clamp(min=1)
     variance = ((x - mean[:, None]).square() * weight).sum(dim=(0, 2)) / count.clamp(min=1)
     return mean, variance, count
+
+
+def _pooled(mean: Tensor, variance: Tensor, count: Tensor, gather: Gather) -> tuple[Tensor, Tensor, Tensor]:
+    """Moments of all processes' frames together, by one collective (Chan et al. 1979: nothing cancels)."""
+    shared = gather(torch.cat((mean, variance, count[None])))  # [W, 2D + 1]
+    means, variances, counts = shared.split((mean.shape[0], mean.shape[0], 1), dim=1)
+    total = counts.sum()
+    share = counts / total.clamp(min=1)
+    mean = (means * share).sum(dim=0)
+    return mean, ((variances + (means - mean).square()) * share).sum(dim=0), total
 
 
 def scale_shift(params: NormParams, x: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""The four kinds of thing that flow through every layer."""
+"""The four kinds of thing that flow through every layer, and the one thing that it may ask of other processes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from torch import Tensor
@@ -15,4 +16,7 @@ Params: TypeAlias = dict[str, Any]
 State: TypeAlias = dict[str, Any]
 """What is saved but not trained: running statistics, the frozen quantizer, a frozen mask embedding."""
 
-__all__ = ["Key", "Params", "State", "Tensor"]
+Gather: TypeAlias = Callable[[Tensor], Tensor]
+"""A tensor of every process that holds a part of the batch, by rank: ``[...] -> [W, ...]``, with its gradient."""
+
+__all__ = ["Gather", "Key", "Params", "State", "Tensor"]

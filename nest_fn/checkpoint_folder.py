@@ -66,13 +66,23 @@ def prune(
     kept |= {path for path in whole if keep_every and _step(path) % keep_every == 0}
     gone = [path for path in whole if path not in kept]
     for path in gone:
-        aside = path.with_name(f".{path.name}.gone")  # so that none is ever seen half removed
-        remove(aside, strict=False)
-        path.rename(aside)
+        _set_aside(path)
     for child in _children(Path(folder)):
         if _LEFT_OVER.fullmatch(child.name):
             remove(child, strict=False)
     return gone
+
+
+def discard(path: Path) -> None:
+    """Remove a checkpoint, whole or damaged. Call it as the one writer of the folder."""
+    remove(_set_aside(path), strict=False)
+
+
+def _set_aside(path: Path) -> Path:
+    """Give a checkpoint another name, so that none is ever seen half removed."""
+    aside = path.with_name(f".{path.name}.gone")
+    remove(aside, strict=False)
+    return path.rename(aside)
 
 
 def _children(folder: Path) -> Iterable[Path]:

@@ -17,7 +17,7 @@ from nest_fn.layers.lengths import check_lengths, check_rows, strided, valid_mas
 from nest_fn.layers.linear import init_linear, linear
 from nest_fn.layers.positions import absolute_positions, relative_positions
 from nest_fn.layers.subsampling import SubsamplingSpec, init_subsampling, subsample
-from nest_fn.layers.types import Key, Params, State, Tensor
+from nest_fn.layers.types import Gather, Key, Params, State, Tensor
 
 from .config import EncoderConfig
 
@@ -135,8 +135,12 @@ def subsample_features(params: Params, features: Tensor, lengths: Tensor, cfg: E
 def encode_frames(
     params: Params, state: State, x: Tensor, lengths: Tensor, cfg: EncoderConfig, *,
     key: Key | None = None, train: bool = False, rows: Tensor | None = None, layers: Sequence[int] = (),
+    gather: Gather | None = None,
 ) -> Encoded:  # fmt: skip
-    """Everything behind the subsampling: ``[B, T, D]`` -> ``Encoded``, with the outputs of the blocks in ``layers``."""
+    """Everything behind the subsampling: ``[B, T, D]`` -> ``Encoded``, with the outputs of the blocks in ``layers``.
+
+    ``gather`` makes batch statistics those of all processes that share the batch.
+    """
     if train and key is None and _has_chance(cfg):
         raise ValueError("encode: train=True with dropout or other chance needs key=; pass one, or train=False.")
     if key is not None:
@@ -145,6 +149,7 @@ def encode_frames(
         check_rows("encode", rows, x.shape[0])
     keys = _EncoderKeys(key, x.shape[0], rows, cfg.n_layers) if train and key is not None else None
     x, around = _enter(params, x, lengths, cfg, keys, train)
+    around = around._replace(gather=gather)
     spec = conformer_spec(cfg)
     rates = depth_rates(
         cfg.n_layers, cfg.stochastic_depth_drop_prob, cfg.stochastic_depth_mode, cfg.stochastic_depth_start_layer
@@ -161,7 +166,7 @@ def encode_frames(
             outputs.append(x)
         if cfg.reduction and index == reduce_after:
             x, lengths = _reduce(params, x, lengths, cfg)
-            around = _surroundings(params, x, lengths, cfg, keys, train)
+            around = _surroundings(params, x, lengths, cfg, keys, train)._replace(gather=gather)
     if "out" in params:
         x = linear(params["out"], x)
         outputs = [linear(params["out"], output) for output in outputs]

@@ -22,7 +22,7 @@ import torch
 from nest_fn.layers import random
 from nest_fn.layers.lengths import check_rows, valid_mask
 from nest_fn.layers.tree import tree_map
-from nest_fn.layers.types import Key, Params, State, Tensor
+from nest_fn.layers.types import Gather, Key, Params, State, Tensor
 
 from . import encoder as encoders
 from .config import Config
@@ -126,16 +126,18 @@ def loss(
 
 def loss_sum(
     params: Params, state: State, batch: Batch, cfg: Config, *,
-    key: Key | None = None, train: bool = True, mask: Tensor | None = None,
+    key: Key | None = None, train: bool = True, mask: Tensor | None = None, gather: Gather | None = None,
 ) -> tuple[Tensor, tuple[dict[str, Tensor], State]]:  # fmt: skip
     """The sum whose quotient by ``masked_tokens`` is the loss, for batches that are computed in parts.
+
+    Parts that are computed at once, each by a process of its own, share their batch statistics through ``gather``.
 
     Metrics, all sums, so that parts add up: ``loss_sum``, ``masked_tokens`` and ``correct`` (tokens x books),
     ``valid_tokens``, ``overflow`` (masked tokens beyond ``loss.capacity``), and counts of each class among valid and
     masked targets, ``token_counts`` and ``masked_token_counts [K, C]``.
     """
     check_batch(batch)
-    seen = _see(params, state, batch, cfg, key=key, train=train, apply_mask=True, mask=mask)
+    seen = _see(params, state, batch, cfg, key=key, train=train, apply_mask=True, mask=mask, gather=gather)
     counted = token_mask(seen.mask, cfg.loss)
     valid = valid_mask(seen.lengths, seen.encoded.shape[1])
     if "weight" in batch:
@@ -165,13 +167,14 @@ class _Seen(NamedTuple):
 
 def _see(
     params: Params, state: State, batch: Batch, cfg: Config, *,
-    key: Key | None, train: bool, apply_mask: bool, mask: Tensor | None,
+    key: Key | None, train: bool, apply_mask: bool, mask: Tensor | None, gather: Gather | None = None,
 ) -> _Seen:  # fmt: skip
     """Targets from the clean signal, encoded frames from the masked noisy one: the steps of the paper in order."""
     keys, rows = _keys(key, batch)
     clean, clean_len = _features(batch, "audio", cfg, keys.clean, train)
     noisy, noisy_len = _features(batch, "noisy_audio", cfg, keys.noisy, train)
-    return see_features(params, state, clean, clean_len, noisy, noisy_len, cfg, keys, rows, train, apply_mask, mask)
+    signals = (clean, clean_len, noisy, noisy_len)
+    return see_features(params, state, *signals, cfg, keys, rows, train, apply_mask, mask, gather)
 
 
 def _features(batch: Batch, name: str, cfg: Config, key: Key | None, train: bool) -> tuple[Tensor, Tensor]:
@@ -184,7 +187,7 @@ def _features(batch: Batch, name: str, cfg: Config, key: Key | None, train: bool
 
 def see_features(
     params: Params, state: State, clean: Tensor, clean_len: Tensor, noisy: Tensor, noisy_len: Tensor, cfg: Config,
-    keys: _Keys, rows: Tensor | None, train: bool, apply_mask: bool, mask: Tensor | None,
+    keys: _Keys, rows: Tensor | None, train: bool, apply_mask: bool, mask: Tensor | None, gather: Gather | None = None,
 ) -> _Seen:  # fmt: skip
     """From the two signals' features ``[B, M, F]`` to targets and encoded frames."""
     if clean.shape != noisy.shape:
@@ -210,8 +213,9 @@ def see_features(
         x, lengths = subsample_features(params["encoder"], noisy, noisy_len, cfg.encoder)
     tokens = quantize(state, tokens_of, cfg)
     encoded = encode_frames(
-        params["encoder"], state["encoder"], x, lengths, cfg.encoder, key=keys.dropout, train=train, rows=rows
-    )
+        params["encoder"], state["encoder"], x, lengths, cfg.encoder,
+        key=keys.dropout, train=train, rows=rows, gather=gather,
+    )  # fmt: skip
     return _Seen(encoded.frames, encoded.lengths, tokens, mask, {**state, "encoder": encoded.state})
 
 

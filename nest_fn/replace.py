@@ -123,4 +123,4 @@ def _reason(error: BaseException) -> str:
 
 
 def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.0f} MB"
+    return f"{size / 1e6:.{1 if size < 1e8 else 0}f} MB"

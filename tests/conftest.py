@@ -16,7 +16,7 @@ hypothesis.settings.load_profile("house")
 
 def _only_this_machine(event: str, arguments: tuple[Any, ...]) -> None:
     """Refuse connections to other machines; ranks of one test talk to each other over the loopback."""
-    if event == "socket.connect":
+    if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
         address = arguments[1]
         if isinstance(address, tuple) and not str(address[0]).startswith(("127.", "::1", "localhost")):
             raise PermissionError(f"tests must not use the network; a connection to {address!r} was asked for")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from nest_fn.layers.tree import check_same, flatten, tree_map, unflatten
 from nest_fn.layers.types import Tensor
 from nest_fn.model import abstract
 
-from .errors import CheckpointError
+from .errors import CheckpointError, UsageError
 from .measures import Sums
 from .optimizer import AdamState, MomentumState
 from .run_folder import RunFolder
@@ -41,35 +42,75 @@ class Saved(NamedTuple):
     epoch: int
     batch: int
     window: Sums
+    skipped: int = 0  # updates in a row that were left out because they were not finite
+    valid_loss: float | None = None  # of the validation at this very step, nats; goes out, and comes back as None
 
 
-def save(cfg: Config, folder: RunFolder, saved: Saved, digest: str, warn: Callable[[str], None]) -> bool:
-    """Write a checkpoint and drop old ones; whether it is there. A failure is told and leaves all as it was."""
+def save(
+    cfg: Config, folder: RunFolder, saved: Saved, digest: str, warn: Callable[[str], None], passing: bool = False
+) -> bool:
+    """Write a checkpoint and drop old ones; whether it is there. A failure is told and leaves all as it was.
+
+    A ``passing`` one, made because a stop was asked for, goes with the next save and pushes no other one out, so that
+    an interrupted run keeps the same checkpoints as any other. It has no validation loss to be among the best by.
+    """
+    path = checkpoint_folder.step_path(folder.checkpoints, saved.ts.step)
+    scored = saved.valid_loss is not None and isfinite(saved.valid_loss) and not passing
+    extra = ({"passing": True} if passing else {}) | ({"valid_loss": saved.valid_loss} if scored else {})
+    try:
+        if not _stands(path, _meta(saved, digest) | extra):
+            write(cfg, path, saved, digest, extra)
+    except CheckpointError as error:
+        warn(f"step {saved.ts.step}: {error}")
+        return False
+    for other in checkpoint_folder.list_checkpoints(folder.checkpoints):
+        if other != path and _is_passing(other):
+            checkpoint_folder.discard(other)
+    if not passing:
+        keep = cfg.trainer
+        checkpoint_folder.prune(folder.checkpoints, keep.keep_last, keep.keep_best, keep.keep_every)
+    return True
+
+
+def write(cfg: Config, path: Path, saved: Saved, digest: str, extra: Mapping[str, Any]) -> None:
+    """Write a checkpoint with further values in its meta. Raises ``CheckpointError``."""
     ts = saved.ts
-    path = checkpoint_folder.step_path(folder.checkpoints, ts.step)
-    if path.exists() and _whole(path):
-        return True
     trees = {"params": ts.params, "state": ts.state, "optimizer": _optimizer_tree(ts.opt_state), "ema": ts.ema}
     trees["window"] = saved.window
-    meta = {"step": ts.step, "epoch": saved.epoch, "batch": saved.batch, "data_digest": digest}
-    try:
-        checkpoint_files.write_checkpoint(path, trees, _settings(cfg), meta)
-    except CheckpointError as error:
-        warn(f"step {ts.step}: {error}")
-        return False
-    checkpoint_folder.prune(folder.checkpoints, keep_last=cfg.trainer.keep_last)
-    return True
+    checkpoint_files.write_checkpoint(path, trees, recorded(cfg), _meta(saved, digest) | dict(extra))
 
 
-def _whole(path: Path) -> bool:
+def check_keeping(cfg: Config) -> None:
+    """Raise ``UsageError`` if the best checkpoints are wanted, and nothing says which are good."""
+    trainer = cfg.trainer
+    if trainer.keep_best > 0 and not cfg.data.valid:
+        raise UsageError(
+            f"trainer.keep_best is {trainer.keep_best} and data.valid names no manifest; the best checkpoints are "
+            "those of the lowest validation loss, so set data.valid, or trainer.keep_best=0."
+        )
+
+
+def _meta(saved: Saved, digest: str) -> dict[str, Any]:
+    place = {"step": saved.ts.step, "epoch": saved.epoch, "batch": saved.batch, "data_digest": digest}
+    return place | ({"skipped": saved.skipped} if saved.skipped else {})
+
+
+def _stands(path: Path, meta: Mapping[str, Any]) -> bool:
+    """Whether a whole checkpoint with this meta is there already."""
     try:
-        checkpoint_files.verify(path)
+        return path.exists() and bool(checkpoint_files.verify(path)["meta"] == meta)
     except CheckpointError:
         return False
-    return True
 
 
-def _settings(cfg: Config) -> dict[str, Any]:
+def _is_passing(path: Path) -> bool:
+    try:
+        return bool(checkpoint_files.read_meta(path)["meta"].get("passing"))
+    except CheckpointError:
+        return False
+
+
+def recorded(cfg: Config) -> dict[str, Any]:
     """The config as a checkpoint holds it, so that equal runs on different machines write equal bytes."""
     settings = cfg.to_dict()
     for path in _LOCAL:
@@ -99,6 +140,13 @@ def restore(
         warn(problem)
     if path is None:
         raise CheckpointError(f"run folder {folder.path}: no checkpoint is whole; choose another folder with --run.")
+    return load(cfg, path, digest, warn, device, allow_changes)
+
+
+def load(
+    cfg: Config, path: Path, digest: str, warn: Callable[[str], None], device: torch.device, allow_changes: bool
+) -> Saved:
+    """The progress that one checkpoint holds, on ``device``. Raises ``CheckpointError``."""
     trees, settings, meta = checkpoint_files.read_checkpoint(path)
     _refuse_changes(cfg, settings, meta, digest, allow_changes, warn)
     return _from_trees(cfg, tree_map(lambda leaf: leaf.to(device), trees), meta)
@@ -116,7 +164,7 @@ def _from_trees(cfg: Config, trees: dict[str, Any], meta: dict[str, Any]) -> Sav
     ema = (trees["ema"] or fresh.ema) if fresh.ema else {}
     ts = TrainState(int(meta["step"]), trees["params"], trees["state"], opt_state, ema)
     window = {name: leaf.to("cpu") for name, leaf in trees["window"].items()}
-    return Saved(ts, int(meta["epoch"]), int(meta["batch"]), window)
+    return Saved(ts, int(meta["epoch"]), int(meta["batch"]), window, int(meta.get("skipped", 0)))
 
 
 def _optimizer_tree(state: Any) -> dict[str, Any]:
@@ -137,7 +185,7 @@ def _refuse_changes(
     cfg: Config, settings: dict[str, Any], meta: dict[str, Any], digest: str, allow: bool, warn: Callable[[str], None]
 ) -> None:
     """Compare config and data with those of the checkpoint, key by key."""
-    then, now = flatten(settings), flatten(_settings(cfg))
+    then, now = flatten(settings), flatten(recorded(cfg))
     changed = [
         f"{key}: was {then.get(key)!r}, is {now.get(key)!r}"
         for key in sorted(then.keys() | now.keys())

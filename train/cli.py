@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -47,16 +48,24 @@ def _read(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _tell(text: str) -> None:
     """A last line, in place of a progress bar if there is one."""
-    print(("\r\033[K" if sys.stderr.isatty() else "") + text, file=sys.stderr)
+    rank = f"rank {os.environ.get('RANK')}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
+    print(("\r\033[K" if sys.stderr.isatty() else "") + rank + text, file=sys.stderr, flush=True)
+
+
+def _abandon(error: NestError) -> None:
+    """End at once, whatever the main thread waits for."""
+    _tell(f"error: {error}")
+    os._exit(error.exit_code)
 
 
 def _parser() -> argparse.ArgumentParser:
-    from . import cli_data, cli_finetune, cli_model
+    from . import cli_data, cli_finetune, cli_model, cli_replay
 
     parser = argparse.ArgumentParser(prog="nest-fn", description="Self-supervised pre-training of speech encoders.",
                                      epilog=EPILOG)  # fmt: skip
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_command(commands, "pretrain", _pretrain, "train from a config", _pretrain_arguments)
+    cli_replay.add_commands(commands)
     cli_data.add_commands(commands)
     add_command(commands, "config", _config, "show a config, or how two differ", _config_arguments)
     cli_model.add_commands(commands)
@@ -97,7 +106,8 @@ def config_of(name: str, overrides: Sequence[str] = ()) -> Config:
 
 def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
-    parser.add_argument("--run", default=None, help="run folder (default: runs/CONFIG)")
+    # Not --run: torchrun would take that for the beginning of an option of its own.
+    parser.add_argument("--folder", "--run", dest="run", default=None, help="run folder (default: runs/CONFIG)")
     parser.add_argument("--resume", choices=("auto", "must", "never"), default="auto",
                         help="go on from the newest good checkpoint if there is one, or must, or never")  # fmt: skip
     parser.add_argument("--allow-changes", action="store_true", help="resume although config or data changed")
@@ -106,6 +116,7 @@ def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _pretrain(args: argparse.Namespace) -> int:
     from .cli_report import ConsoleReporter
+    from .launch import joined
     from .loop import pretrain
     from .run_folder import RunFolder
 
@@ -118,9 +129,11 @@ def _pretrain(args: argparse.Namespace) -> int:
         return 0
     folder = RunFolder(args.run or Path("runs") / Path(args.config).stem)
     command = [shlex.quote(word) for word in sys.argv]
-    return pretrain(
-        cfg, folder, ConsoleReporter(), resume=args.resume, command=command, allow_changes=args.allow_changes
-    )
+    with joined(cfg.trainer.rank_timeout_s, cfg.trainer.collective_timeout_s, _abandon) as job:
+        return pretrain(
+            cfg, folder, ConsoleReporter(), resume=args.resume, command=command, allow_changes=args.allow_changes,
+            job=job,
+        )  # fmt: skip
 
 
 def _config_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,17 +5,17 @@ not depend on how many there are, and a run resumes at (epoch, batch) without a 
 device: here an utterance only gets its noise beside it. Rows are int16 from file to device.
 
 An utterance shorter than ``min_audio`` is filled up to it with silence (``pad``) or by repeating itself (``repeat``),
-and counts as long as that (spec 7.2, Q30). An empty row of the plan, or a bad one under ``on_error=zero_weight``, has
-``audio_len`` 0 and ``weight`` 0.
+and counts as long as that (spec 7.2, Q30). An empty row of the plan, a bad one under ``on_error=zero_weight``, or a
+silent one under ``skip_silent``, has ``audio_len`` 0 and ``weight`` 0: plan, ranks and resume do not notice.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -47,7 +47,8 @@ class RawBatch(TypedDict):
     ids: list[str]  # [B] "": an empty row
     epoch: int
     batch: int  # in the epoch
-    bad: list[str]  # why rows were set to weight 0; empty unless on_error=zero_weight
+    bad: list[str]  # why rows were set to weight 0, to be told; empty unless on_error=zero_weight or skip_silent
+    silent: list[str]  # manifest lines of the rows that skip_silent set to weight 0; they are no errors
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,12 @@ class Dataset:
     def digest(self) -> str:
         """SHA-256 of all that decides which batch comes when and what is in it; to be compared on resume."""
         config = self.config
-        parts = (
+        parts: tuple[Any, ...] = (
             self.manifest.digest, self.noise.manifest.digest if self.noise else None, self.seed, self.sample_rate,
             self.shapes.width.tolist(), self.shapes.rows.tolist(), self.shuffle, config.channel, config.short_audio,
             config.min_audio, None if self.weight is None else self.weight.tobytes().hex(),
         )  # fmt: skip
+        parts += ("skip_silent",) if config.skip_silent else ()
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def plan(self, epoch: int) -> Plan:
@@ -108,22 +110,27 @@ def open_dataset(config: DataConfig, seed: int, *, split: str = "train", sample_
 
 
 def batches(
-    dataset: Dataset, *, epoch: int = 0, batch: int = 0, rank: int = 0, world: int = 1, epochs: int | None = None
-) -> Iterator[RawBatch]:
+    dataset: Dataset, *, epoch: int = 0, batch: int = 0, rank: int = 0, world: int = 1, parts: int = 1,
+    epochs: int | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Iterator[RawBatch]:  # fmt: skip
     """One rank's batches in order from position (epoch, batch) on; without end, or for ``epochs`` more epochs.
 
-    ``num_workers`` threads work ``prefetch`` batches ahead. The next position is (epoch, batch + 1) of the batch at
-    hand. Raises ``DataError`` as ``on_error``, ``max_bad_fraction`` and ``timeout_s`` say.
+    ``parts`` is how many micro-batches each will be cut into. ``num_workers`` threads work ``prefetch`` batches ahead;
+    the batches end early if ``stopped`` turns true while one is waited for. The next position is (epoch, batch + 1) of
+    the batch at hand. The first silent utterance that ``skip_silent`` leaves out is told of in ``bad``; it does not
+    count towards ``max_bad_fraction``. Raises ``DataError`` as the config's limits say.
     """
     config = dataset.config
     made = ordered_map(
         lambda work: load_batch(dataset, work.planned, work.epoch, work.batch),
-        _work(dataset, epoch, batch, rank, world, epochs),
+        _work(dataset, epoch, batch, rank, world, parts, epochs),
         workers=config.num_workers, ahead=config.prefetch, timeout_s=config.timeout_s, name="loader",
+        stopped=stopped,
     )  # fmt: skip
     limit = config.max_bad_fraction * len(dataset.manifest) / world
     bad: list[str] = []
-    current = epoch
+    current, told = epoch, False
     for raw in made:
         if raw["epoch"] != current:
             current, bad = raw["epoch"], []
@@ -133,6 +140,12 @@ def batches(
             raise DataError(
                 f"data: {len(bad)} utterances could not be read in epoch {current}, more than max_bad_fraction "
                 f"{config.max_bad_fraction} of {len(dataset.manifest)}; validate the manifest\n  {shown}"
+            )
+        if raw["silent"] and not told:
+            told = True
+            raw["bad"].append(
+                f"{raw['silent'][0]}: every sample is 0; it has weight 0, and so will all others like it "
+                "(data.skip_silent)"
             )
         yield raw
 
@@ -147,10 +160,14 @@ def load_batch(dataset: Dataset, planned: PlannedBatch, epoch: int, number: int 
     utterance = np.zeros(rows, np.int64)
     utterance[held] = copy_hash(dataset.manifest.utterance[planned.index[held]], planned.copy[held])
     word = noise_words(dataset.seed, epoch, utterance) if dataset.noise is not None else None
-    bad = []
+    bad: list[str] = []
+    silent: list[str] = []
     for row in held.tolist():
         try:
             clip = read_utterance(dataset, int(planned.index[row]))
+            if dataset.config.skip_silent and not clip.any():
+                silent.append(dataset.manifest.where(int(planned.index[row])))
+                continue
             added = np.zeros(0, np.int16)
             if dataset.noise is not None and word is not None:
                 added = draw_noise(dataset.noise, word[row], len(clip))
@@ -167,6 +184,7 @@ def load_batch(dataset: Dataset, planned: PlannedBatch, epoch: int, number: int 
         noise=torch.from_numpy(noise), noise_len=torch.from_numpy(noise_len),
         row=torch.from_numpy(planned.row.copy()), utterance=torch.from_numpy(utterance),
         weight=torch.from_numpy((audio_len > 0).astype(np.float32)), ids=ids, epoch=epoch, batch=number, bad=bad,
+        silent=silent,
     )  # fmt: skip
 
 
@@ -195,7 +213,9 @@ class _Work(NamedTuple):
         return f"batch {self.batch} of epoch {self.epoch}"
 
 
-def _work(dataset: Dataset, epoch: int, batch: int, rank: int, world: int, epochs: int | None) -> Iterator[_Work]:
+def _work(
+    dataset: Dataset, epoch: int, batch: int, rank: int, world: int, parts: int, epochs: int | None
+) -> Iterator[_Work]:
     """The rank's parts of the planned batches."""
     stream = plan_stream(
         dataset.length, dataset.manifest.utterance, dataset.shapes, seed=dataset.seed, epoch=epoch, batch=batch,
@@ -204,7 +224,7 @@ def _work(dataset: Dataset, epoch: int, batch: int, rank: int, world: int, epoch
     for at_epoch, number, planned in stream:
         if epochs is not None and at_epoch >= epoch + epochs:
             return
-        yield _Work(at_epoch, number, planned.part(rank, world))
+        yield _Work(at_epoch, number, planned.part(rank, world, parts))
 
 
 def _weights(manifest: Manifest, config: DataConfig) -> NDArray[np.float64] | None:

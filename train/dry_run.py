@@ -14,6 +14,7 @@ from nest_fn.layers.tree import count, flatten
 from nest_fn.model import abstract
 
 from .data import RawBatch, load_batch, open_dataset
+from .failures import memory_told
 from .micro_batches import micro_batches, to_device
 from .rooms import load_rooms
 from .run import choose_device
@@ -38,7 +39,8 @@ def describe(cfg: Config) -> Iterator[str]:
     number = plan.largest()
     raw = load_batch(dataset, plan.batch(number), 0, number)
     yield f"largest batch: {raw['audio'].shape[0]} x {raw['audio'].shape[1] / cfg.sample_rate:.2f} s"
-    yield from _try(cfg, raw)
+    with memory_told(raw, cfg, choose_device(cfg.trainer.device)):
+        yield from _try(cfg, raw)
 
 
 def _try(cfg: Config, raw: RawBatch) -> Iterator[str]:

@@ -14,8 +14,10 @@ __all__ = [
     "EXIT_PREEMPTED",
     "EXIT_USAGE",
     "CheckpointError",
+    "CollapseError",
     "DataError",
     "DistributedError",
+    "MemoryExhausted",
     "NestError",
     "NonFiniteError",
     "UsageError",
@@ -44,6 +46,18 @@ class NonFiniteError(NestError):
     """The loss or a gradient is NaN or infinite."""
 
     exit_code = 5
+
+
+class CollapseError(NestError):
+    """The quantizer's codes collapsed, and ``trainer.stop_on_collapse`` ends the run."""
+
+    exit_code = 5
+
+
+class MemoryExhausted(NestError):
+    """A step needs more memory than there is."""
+
+    exit_code = EXIT_FAILURE
 
 
 class DistributedError(NestError):

@@ -1,4 +1,4 @@
-"""The thin trainer: fetch, step, measure, save. All that it knows between two steps is in ``_Progress``."""
+"""The thin trainer: fetch, step, measure, validate, save. All that it knows between two steps is in ``_Progress``."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from nest_fn.layers.tree import flatten
 from nest_fn.layers.types import Key, Tensor
 
 from . import measures
-from .checkpoints import Saved, restore, save
-from .data import RawBatch, batches
-from .errors import CheckpointError, NonFiniteError
-from .micro_batches import micro_batches, to_device
-from .optimizer import global_norm
-from .run import INIT, TRAIN, VALID, Reporter, Run, announce, compiled, data_record, open_run
+from .checkpoints import Saved, check_keeping, recorded, restore, save
+from .data import Dataset, RawBatch, batches
+from .errors import CheckpointError, CollapseError
+from .failures import failure, memory_told, named
+from .launch import SINGLE, Job, code_digest
+from .micro_batches import micro_batches, speakers, to_device
+from .run import TRAIN, VALID, Reporter, Run, announce, compiled, data_record, open_run
 from .run_folder import RunFolder
-from .signals import StopRequest, stop_requests
-from .step import TrainState, init_train_state, make_step, training_loss
+from .signals import Stopped, StopRequest, stop_requests
+from .spread import share, whole, whole_params
+from .step import RefusedUpdate, TrainState, make_step, training_loss
 from .validate import make_evaluate, validate
 
 
@@ -37,65 +39,95 @@ class _Progress:
     batch: int = 0  # the next one of the epoch
     window: measures.Sums = field(default_factory=dict)  # sums since the last line of metrics
     started: float = field(default_factory=time.monotonic)  # of the window
+    skipped: int = 0  # updates in a row that were left out because they were not finite
+    valid_loss: float | None = None  # of the validation at this very step
     sick: frozenset[str] = frozenset()  # what was warned of and has not gone since
 
     def saved(self) -> Saved:
-        return Saved(self.ts, self.epoch, self.batch, self.window)
+        return Saved(self.ts, self.epoch, self.batch, self.window, self.skipped, self.valid_loss)
 
 
 def pretrain(
     cfg: Config, folder: RunFolder, reporter: Reporter, *, resume: str = "auto", command: list[str] | None = None,
-    allow_changes: bool = False,
+    allow_changes: bool = False, job: Job = SINGLE,
 ) -> int:  # fmt: skip
     """Train until ``trainer.max_steps`` or a request to stop; the exit code.
 
     ``resume``: ``auto`` goes on from the newest good checkpoint if there is one, ``must`` wants one, ``never`` wants
-    none. Raises the errors of ``train.errors``.
+    none. Every rank of ``job`` calls this; rank 0 alone writes and speaks. Raises the errors of ``train.errors``.
     """
-    folder.open()
+    check_keeping(cfg)
+    first = job.ranks.first
+    if first:
+        folder.open()
     try:
         with stop_requests() as stop:
-            run = open_run(cfg, folder, reporter)
+            run = _open(cfg, folder, reporter, job, stop)
+            if run is None:
+                return stop.exit_code
             progress = _begin(run, resume, allow_changes)
-            folder.describe(cfg, command or [], data_record(run))
-            announce(run, progress.ts.params)
+            if first:
+                folder.describe(cfg, command or [], data_record(run))
+            announce(run)
             with closing(run.board):
                 return _train(run, progress, stop)
     finally:
-        folder.close()
+        if first:
+            folder.close()
+
+
+def _open(cfg: Config, folder: RunFolder, reporter: Reporter, job: Job, stop: StopRequest) -> Run | None:
+    """The run, the same on all ranks; None if a stop was asked for meanwhile."""
+    run = None
+    try:
+        with stop.at_once():
+            run = open_run(cfg, folder, reporter, job)
+    except Stopped:
+        reporter.say("asked to stop while data was opened, nothing to save; the same command starts again")
+    if job.ranks.any(run is None) or run is None:
+        return None
+    job.agree({**flatten(recorded(cfg)), "data": run.digest, "code": code_digest(), "torch": torch.__version__})
+    return run
 
 
 def _begin(run: Run, resume: str, allow_changes: bool) -> _Progress:
-    saved = restore(run.cfg, run.folder, run.digest, run.reporter.warn, run.device, resume, allow_changes)
-    if saved is None:
-        run.folder.cut_metrics(-1)  # of a run that ended before its first checkpoint
-        return _Progress(init_train_state(random.fold_in(run.key, INIT), run.cfg))
-    run.folder.cut_metrics(saved.ts.step)
+    saved = None
+    if run.ranks.first:
+        saved = restore(run.cfg, run.folder, run.digest, run.reporter.warn, run.device, resume, allow_changes)
+        run.folder.cut_metrics(-1 if saved is None else saved.ts.step)  # -1: of a run that ended before its first save
+    saved = share(saved, run)
+    if saved.ts.step == 0:
+        return _Progress(saved.ts)
     if saved.batch > len(run.train.plan(saved.epoch)):  # only if the data changed
         saved = saved._replace(epoch=saved.epoch + 1, batch=0)
     run.reporter.say(f"resumed at step {saved.ts.step}, epoch {saved.epoch}, batch {saved.batch}")
-    return _Progress(saved.ts, saved.epoch, saved.batch, saved.window)
+    return _Progress(saved.ts, saved.epoch, saved.batch, saved.window, skipped=saved.skipped)
 
 
 def _train(run: Run, progress: _Progress, stop: StopRequest) -> int:
     trainer = run.cfg.trainer
-    loss = training_loss(run.cfg, run.rirs)
-    step = make_step(run.cfg, compile=compiled(run.cfg, run.device), donate=True, loss=loss)
+    loss = training_loss(run.cfg, run.rirs, run.sharding)
+    step = make_step(run.cfg, compile=compiled(run.cfg, run.device), donate=True, loss=loss, sharding=run.sharding)
     evaluate = make_evaluate(run.cfg, run.rirs)
-    stream = batches(run.train, epoch=progress.epoch, batch=progress.batch)
+    stream = _batches(run, run.train, stop, epoch=progress.epoch, batch=progress.batch)
     key = random.fold_in(run.key, TRAIN)
-    if progress.ts.step and not run.folder.has_validation(progress.ts.step):
-        _validate(run, progress, evaluate, stop)  # what the interrupted run still owed
-    while progress.ts.step < trainer.max_steps and not stop.asked:
-        values = _step(run, progress, step, next(stream), key)
-        done = progress.ts.step
-        if _due(done, trainer.log_every, trainer.max_steps):
+    _settle(run, progress, evaluate, stop)
+    stopped = False
+    while progress.ts.step < trainer.max_steps:
+        raw = next(stream, None)  # None: a stop was asked for while it was awaited
+        stopped = run.ranks.any(stop.asked)
+        if stopped or raw is None:
+            break
+        values = _step(run, progress, step, raw, key)
+        if _due(progress.ts.step, trainer.log_every, trainer.max_steps):
             _log(run, progress, values)
-        if _due(done, trainer.save_every, trainer.max_steps):
-            save(run.cfg, run.folder, progress.saved(), run.digest, run.reporter.warn)
         _validate(run, progress, evaluate, stop)
-    if stop.asked and progress.ts.step < trainer.max_steps:
-        if not save(run.cfg, run.folder, progress.saved(), run.digest, run.reporter.warn):
+        if _save_due(run, progress):
+            _save(run, progress)
+        if trainer.stop_on_collapse and "collapse" in progress.sick:
+            raise _collapsed(run, progress)
+    if stopped and progress.ts.step < trainer.max_steps:
+        if not _save(run, progress):
             raise CheckpointError(
                 f"asked to stop, and step {progress.ts.step} could not be saved; make room and resume."
             )
@@ -104,24 +136,88 @@ def _train(run: Run, progress: _Progress, stop: StopRequest) -> int:
     return 0
 
 
+def _batches(run: Run, dataset: Dataset, stop: StopRequest, **place: int) -> Iterator[RawBatch]:
+    """This rank's rows of each batch; the end of them if a stop is asked for while one is awaited."""
+    ranks, parts = run.ranks, run.cfg.trainer.accumulate
+    return batches(dataset, rank=ranks.rank, world=ranks.world, parts=parts, stopped=lambda: stop.asked, **place)
+
+
+def _settle(run: Run, progress: _Progress, evaluate: Any, stop: StopRequest) -> None:
+    """What the interrupted run still owed for its last step: a validation, and its loss in the checkpoint."""
+    if progress.ts.step == 0:
+        return
+    found = run.ranks.from_first(run.folder.validation(progress.ts.step) if run.ranks.first else None)
+    if found is None:
+        _validate(run, progress, evaluate, stop)
+    else:
+        progress.valid_loss = found.get("loss")
+    if _save_due(run, progress):
+        _save(run, progress)
+
+
 def _due(done: int, every: int, last: int) -> bool:
     """Every so many steps (0: never) and at the last one."""
-    return done == last or (every > 0 and done % every == 0)
+    return done == last or (every > 0 and done > 0 and done % every == 0)
 
 
-def _step(run: Run, progress: _Progress, step: Any, raw: RawBatch, key: Key) -> dict[str, Tensor]:
-    parts = micro_batches(to_device(raw, run.device), run.cfg.trainer.accumulate)
-    try:
-        progress.ts, values = step(progress.ts, parts, random.fold_in(key, progress.ts.step))
-    except NonFiniteError as error:
-        ids = [name for name in raw["ids"] if name]
-        raise NonFiniteError(f"{error}\n  utterances: {', '.join(ids[:20])}{' ...' if len(ids) > 20 else ''}") from None
-    progress.epoch, progress.batch = raw["epoch"], raw["batch"] + 1
+def _save_due(run: Run, progress: _Progress) -> bool:
+    return _due(progress.ts.step, run.cfg.trainer.save_every, run.cfg.trainer.max_steps)
+
+
+def _save(run: Run, progress: _Progress) -> bool:
+    """A checkpoint; one between the times that ``save_every`` names gives way to the next."""
+    passing = not _save_due(run, progress)
+    saved = progress.saved()._replace(ts=whole(progress.ts, run.sharding))
+    done = not run.ranks.first or save(run.cfg, run.folder, saved, run.digest, run.reporter.warn, passing)
+    return not run.ranks.any(not done)
+
+
+def _collapsed(run: Run, progress: _Progress) -> CollapseError:
+    """The end of a run whose codes collapsed, saved as far as it came."""
+    saved = "saved" if _save(run, progress) else "not saved"
+    return CollapseError(
+        f"step {progress.ts.step}: ended for codebook collapse, {saved}. Look at the data with nest-fn data stats; "
+        "the same command with trainer.stop_on_collapse=false goes on."
+    )
+
+
+def _step(run: Run, progress: _Progress, step: Any, raw: RawBatch, key: Key) -> Mapping[str, Tensor]:
+    """One update, made or left out; its metrics."""
     audio = {"audio_samples": raw["audio_len"].sum(), "padded_samples": torch.tensor(raw["audio"].numel())}
-    progress.window = measures.add(progress.window, values | audio)
+    audio = run.ranks.total(audio)
+    step_key = random.fold_in(key, progress.ts.step)
+    try:
+        with memory_told(raw, run.cfg, run.device):
+            batch = to_device(raw, run.device)
+            pool = speakers(batch, run.cfg.data.augment, run.ranks)
+            parts = micro_batches(batch, run.cfg.trainer.accumulate, pool)
+            progress.ts, values = step(progress.ts, parts, step_key)
+    except RefusedUpdate as refused:
+        _leave_out(run, progress, raw, step_key, refused)
+        values = refused.metrics
+        progress.window = measures.skip(progress.window, values | audio)
+    else:
+        progress.window = measures.add(progress.window, values | audio)
+        progress.skipped = 0
+    progress.epoch, progress.batch, progress.valid_loss = raw["epoch"], raw["batch"] + 1, None
     for problem in raw["bad"]:
-        run.reporter.warn(problem)
+        run.told(problem)
     return values
+
+
+def _leave_out(run: Run, progress: _Progress, raw: RawBatch, key: Key, refused: RefusedUpdate) -> None:
+    """Go past an update that was not made, and tell of it; what is not finite ends the run if it comes too often.
+
+    Spikes (``trainer.skip_norm``) have no limit; the first one of a window is told.
+    """
+    if not refused.finite:
+        if progress.skipped >= run.cfg.trainer.skip_nonfinite:
+            at = progress.saved()._replace(ts=whole(progress.ts, run.sharding), epoch=raw["epoch"], batch=raw["batch"])
+            raise failure(run, at, raw, key, refused) from None
+        progress.skipped += 1
+    if not refused.finite or not progress.window.get("skipped"):
+        run.reporter.warn(f"{refused} Left out.\n  utterances: {named(raw['ids'])}")
+    progress.ts = progress.ts._replace(step=progress.ts.step + 1)
 
 
 def _log(run: Run, progress: _Progress, values: Mapping[str, Tensor]) -> None:
@@ -130,10 +226,11 @@ def _log(run: Run, progress: _Progress, values: Mapping[str, Tensor]) -> None:
     window = progress.window
     line: dict[str, Any] = {"step": progress.ts.step, "epoch": progress.epoch} | measures.report(window)
     line |= {
+        "skipped": int(window["skipped"]),
         "lr": float(values["lr"]),
-        "grad_norm": float(values["grad_norm"]),
-        "param_norm": float(global_norm(flatten(progress.ts.params))),
-        "padding_efficiency": float(window["audio_samples"] / window["padded_samples"]),
+        "grad_norm": float(window.get("grad_norm", 0.0)),  # of the last update that was made
+        "param_norm": float(run.sharding.norm(flatten(progress.ts.params))),
+        "padding_efficiency": float(window["audio_samples"] / window["padded_samples"].clamp(min=1)),
     }
     audio_seconds = float(window["audio_samples"]) / run.cfg.sample_rate
     elapsed = max(now - progress.started, 1e-9)
@@ -155,23 +252,29 @@ def _warn(run: Run, progress: _Progress, line: Mapping[str, Any]) -> None:
 def _validate(run: Run, progress: _Progress, evaluate: Any, stop: StopRequest) -> None:
     """A pass over the validation data where one is due; given up, without a trace, when asked to stop."""
     trainer, done = run.cfg.trainer, progress.ts.step
-    if run.valid is None or stop.asked or not _due(done, trainer.valid_every, trainer.max_steps):
+    if run.valid is None or not _due(done, trainer.valid_every, trainer.max_steps):
         return
-    valid = run.valid
+    valid, stopped = run.valid, False
     started = time.monotonic()
     ts = progress.ts
 
-    def until_stopped() -> Iterator[dict[str, Tensor]]:
-        for raw in batches(valid, epochs=1):
-            if stop.asked:
+    def until_stopped() -> Iterator[dict[str, Any]]:
+        nonlocal stopped
+        stream = _batches(run, valid, stop, epochs=1)
+        for _ in range(len(valid.plan(0))):
+            raw = next(stream, None)
+            stopped = run.ranks.any(stop.asked)
+            if stopped or raw is None:
                 return
-            yield to_device(raw, run.device)
+            batch = to_device(raw, run.device)
+            yield batch | {"pool": speakers(batch, run.cfg.data.augment, run.ranks)}
 
-    params = ts.ema or ts.params
-    found = validate(evaluate, params, ts.state, until_stopped(), random.fold_in(run.key, VALID))
-    if stop.asked:
+    params = whole_params(ts.ema or ts.params, run.sharding)
+    found = validate(evaluate, params, ts.state, until_stopped(), random.fold_in(run.key, VALID), run.ranks)
+    if stopped:
         return
     took = round(time.monotonic() - started, 3)
     line = {"step": ts.step, "valid": found, "time": {"seconds": took}}
     run.record(line)
+    progress.valid_loss = found.get("loss")
     progress.started += time.monotonic() - started  # validation is not the steps' time

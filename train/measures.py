@@ -11,14 +11,25 @@ from nest_fn.layers.types import Tensor
 Sums = dict[str, Tensor]
 
 SUMMED = ("loss_sum", "masked_tokens", "correct", "overflow", "valid_tokens", "token_counts", "masked_token_counts",
-          "audio_samples", "padded_samples")  # fmt: skip
+          "audio_samples", "padded_samples", "unmasked_tokens", "unmasked_correct")  # fmt: skip
 
 
 def add(window: Mapping[str, Tensor], metrics: Mapping[str, Tensor]) -> Sums:
-    """A window of steps with one step more; an empty window begins one. Metrics that are no sums are left out."""
+    """A window of steps with one step more; an empty window begins one.
+
+    Of the metrics that are no sums, the last ``grad_norm`` is kept, where it is; the others are left out.
+    """
     step = {name: metrics[name].detach().to("cpu", torch.float64) for name in SUMMED if name in metrics}
-    step["steps"] = torch.ones((), dtype=torch.float64)
-    return {name: window[name] + value for name, value in step.items()} if window else step
+    step |= {"steps": torch.ones((), dtype=torch.float64), "skipped": torch.zeros((), dtype=torch.float64)}
+    sums = {name: window[name] + value if name in window else value for name, value in step.items()}
+    last = {"grad_norm": metrics["grad_norm"].detach()} if "grad_norm" in metrics else {}
+    return {**window, **sums, **last}
+
+
+def skip(window: Mapping[str, Tensor], metrics: Mapping[str, Tensor]) -> Sums:
+    """A window with one step more whose update was left out: it counts in ``steps`` and ``skipped`` alone."""
+    window = add(window, {name: torch.zeros_like(metrics[name]) for name in SUMMED if name in metrics})
+    return {**window, "skipped": window["skipped"] + 1}
 
 
 def report(window: Mapping[str, Tensor]) -> dict[str, float]:
@@ -49,7 +60,7 @@ def report(window: Mapping[str, Tensor]) -> dict[str, float]:
 def warnings(values: Mapping[str, float], classes: int, step: int, warmup: int) -> dict[str, str]:
     """What looks sick in a run, a sentence for each kind of sickness; empty for a healthy one."""
     found = {}
-    if values["masked_tokens"] == 0:
+    if values["masked_tokens"] == 0 and not values.get("skipped"):
         found["unmasked"] = "no token was masked, nothing was learnt; are utterances shorter than masking.block_size?"
     if values["overflow"] > 0:
         found["overflow"] = f"{values['overflow']:.0f} masked tokens had no room, were left out; raise loss.capacity."

@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 
+from nest_fn.config.training import AugmentConfig
 from nest_fn.layers.types import Tensor
 
 from .data import RawBatch
+from .ranks import Ranks
 
 TENSORS = ("audio", "audio_len", "noise", "noise_len", "row", "utterance", "weight")
 POOL = ("audio", "audio_len", "row", "weight")
@@ -19,16 +21,27 @@ def to_device(raw: RawBatch, device: torch.device) -> dict[str, Tensor]:
     return {name: raw[name].to(device, non_blocking=True) for name in TENSORS}  # type: ignore[literal-required]
 
 
-def micro_batches(batch: dict[str, Tensor], parts: int) -> list[dict[str, Any]]:
+def speakers(batch: dict[str, Tensor], cfg: AugmentConfig, ranks: Ranks) -> dict[str, Tensor]:
+    """The rows that other speakers are taken from: those of all ranks, so that mixtures do not depend on their number.
+
+    Gathered only where speakers are mixed in at all, and ``across_ranks`` allows it.
+    """
+    own = {name: batch[name] for name in POOL}
+    if ranks.alone or not cfg.across_ranks or cfg.prob == 0 or cfg.noise_ratio == 1:
+        return own
+    return {name: ranks.gather(leaf).flatten(0, 1) for name, leaf in own.items()}
+
+
+def micro_batches(batch: dict[str, Tensor], parts: int, pool: dict[str, Tensor] | None = None) -> list[dict[str, Any]]:
     """Rows ``k, k + parts, ...`` of a batch for each part ``k``, all of one shape: empty rows fill the last ones up.
 
-    Each part holds the whole batch under ``pool``, so that who is mixed into whom does not depend on ``parts``.
+    Each part holds ``pool`` (default: the batch), so that who is mixed into whom does not depend on ``parts``.
     """
     if parts == 1:
-        return [batch]
+        return [batch if pool is None else batch | {"pool": pool}]
     extra = -batch["audio"].shape[0] % parts
     filled = {name: _with_empty_rows(leaf, extra) for name, leaf in batch.items()}
-    pool = {name: batch[name] for name in POOL}
+    pool = {name: batch[name] for name in POOL} if pool is None else pool
     return [{name: leaf[k::parts].contiguous() for name, leaf in filled.items()} | {"pool": pool} for k in range(parts)]
 
 

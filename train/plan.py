@@ -28,15 +28,20 @@ class PlannedBatch:
     index: NDArray[np.int64]  # [B] utterance; -1: an empty row
     copy: NDArray[np.int64]  # [B] 0 but for the second, third, ... time in one epoch
 
-    def part(self, rank: int, world: int) -> PlannedBatch:
-        """Rows ``rank, rank + world, ...``; empty rows are added so that every rank gets as many."""
+    def part(self, rank: int, world: int, parts: int = 1) -> PlannedBatch:
+        """One rank's rows, for as many micro-batches as ``parts``; empty rows are added so that all get as many.
+
+        Groups of ``parts`` rows go to the ranks in turn, so that micro-batch ``k``, which is rows ``k, k + parts``, ...
+        of each rank, holds on all ranks together the same rows however many ranks there are.
+        """
         if not 0 <= rank < world:
             raise ValueError(f"plan: rank {rank} of {world} ranks; want 0 <= rank < {world}")
-        extra = -len(self.row) % world
+        extra = -len(self.row) % (world * parts)
         row = np.arange(len(self.row) + extra)
         index = np.concatenate([self.index, np.full(extra, -1)])
         copy = np.concatenate([self.copy, np.zeros(extra, np.int64)])
-        return PlannedBatch(self.width, row[rank::world], index[rank::world], copy[rank::world])
+        own = row.reshape(-1, world, parts)[:, rank].ravel()
+        return PlannedBatch(self.width, own, index[own], copy[own])
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,9 @@ there is nothing to fork beside a GPU, and no worker can be killed without the w
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -18,6 +20,8 @@ from .errors import DataError
 
 A = TypeVar("A")
 B = TypeVar("B")
+
+_SLICE = 0.2  # seconds between two looks at ``stopped``
 
 
 class _Task(Generic[A, B]):
@@ -36,11 +40,13 @@ def ordered_map(
     ahead: int = 0,
     timeout_s: float | None = None,
     name: str = "worker",
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[B]:
     """``map(function, items)`` by ``workers`` threads (0: in the caller), at most ``ahead`` items ahead.
 
     The order of results is that of the items for any number of workers. An exception is raised where its item would
     have come, with its own traceback. Raises ``DataError`` when a worker needs more than ``timeout_s`` seconds.
+    The results end early if ``stopped`` turns true while one is waited for.
     """
     if workers <= 0:
         yield from map(function, items)
@@ -57,25 +63,38 @@ def ordered_map(
                 queue.put(waiting[-1])
             if not waiting:
                 return
-            yield _result(waiting.popleft(), timeout_s, name)
+            yield _result(waiting.popleft(), timeout_s, name, stopped)
+    except _GivenUp:
+        return
     finally:
         _drain(queue)
         for _ in range(workers):
             queue.put(None)
 
 
-def _result(task: _Task[A, B], timeout_s: float | None, name: str) -> B:
-    """What came of a task."""
-    try:
-        value, error = task.answer.get(timeout=timeout_s)
-    except Empty:
-        raise DataError(
-            f"{name}: no answer in {timeout_s} s for {task.item}; is the storage reachable? "
-            "Raise data.timeout_s if it is only slow"
-        ) from None
-    if error is not None:
-        raise error
-    return value  # type: ignore[return-value]
+class _GivenUp(Exception):
+    """Nobody wants the results any more."""
+
+
+def _result(task: _Task[A, B], timeout_s: float | None, name: str, stopped: Callable[[], bool]) -> B:
+    """What came of a task, awaited in slices so that a request to stop is heard."""
+    end = math.inf if timeout_s is None else time.monotonic() + timeout_s
+    while True:
+        try:
+            value, error = task.answer.get(timeout=min(_SLICE, max(end - time.monotonic(), 0.0)))
+        except Empty:
+            pass
+        else:
+            if error is not None:
+                raise error
+            return value  # type: ignore[return-value]
+        if stopped():
+            raise _GivenUp
+        if time.monotonic() >= end:
+            raise DataError(
+                f"{name}: no answer in {timeout_s} s for {task.item}; is the storage reachable? "
+                "Raise data.timeout_s if it is only slow"
+            )
 
 
 def _work(function: Callable[[A], B], queue: SimpleQueue[_Task[A, B] | None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import lcm
@@ -12,14 +13,18 @@ import torch
 
 from nest_fn.config import Config
 from nest_fn.layers import random
-from nest_fn.layers.tree import count
-from nest_fn.layers.types import Key, Params, Tensor
+from nest_fn.layers.tree import count, flatten
+from nest_fn.layers.types import Key, Tensor
+from nest_fn.model import abstract
 
 from .data import Dataset, open_dataset
 from .errors import UsageError
+from .launch import SINGLE, Job
 from .memory import keep_freed_memory
+from .ranks import Ranks
 from .rooms import load_rooms
 from .run_folder import RunFolder
+from .sharding import WHOLE, Sharding, make_sharding
 from .tensorboard import Board
 
 # Streams of the root key.
@@ -52,6 +57,14 @@ class Run:
     rirs: Tensor | None
     device: torch.device
     key: Key
+    voice: Reporter  # heard on every rank; ``reporter`` on rank 0 alone
+    job: Job = SINGLE
+    sharding: Sharding = WHOLE
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes of the run."""
+        return self.job.ranks
 
     @property
     def digest(self) -> str:
@@ -60,17 +73,42 @@ class Run:
             return self.train.digest
         return hashlib.sha256(self.train.digest.encode() + self.rirs.cpu().numpy().tobytes()).hexdigest()
 
+    def told(self, problem: str) -> None:
+        """A warning that this rank alone can give."""
+        self.voice.warn(problem if self.ranks.alone else f"rank {self.ranks.rank}: {problem}")
+
     def record(self, line: Mapping[str, Any]) -> None:
-        """A line of metrics to the file, to TensorBoard, to a person."""
-        self.folder.append(line)
-        self.board.add(line)
+        """A line of metrics to the file, to TensorBoard, to a person. A disk that takes none ends no run."""
+        if not self.ranks.first:
+            return
+        try:
+            self.folder.append(line)
+            self.board.add(line)
+        except OSError as error:
+            name = os.fsdecode(error.filename or self.board.folder)
+            self.reporter.warn(f"step {line['step']}: {name}: its line of metrics is lost: {error.strerror}.")
         self.reporter.progress(line["step"], self.cfg.trainer.max_steps, line)
 
 
-def choose_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is one. Raises ``UsageError`` for a device that is not there."""
+class Muted:
+    """The reporter of a rank that leaves talking to rank 0."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def warn(self, text: str) -> None:
+        """Nothing."""
+
+    def progress(self, step: int, total: int, values: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+
+def choose_device(name: str, job: Job | None = None) -> torch.device:
+    """``auto`` is CUDA where there is one, for each rank one's own. Raises ``UsageError`` for one that is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and job is not None and not job.ranks.alone:
+        name = f"cuda:{job.local_rank}"
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"trainer.device is {name}, this machine has {torch.cuda.device_count()} CUDA devices; "
@@ -83,9 +121,11 @@ def compiled(cfg: Config, device: torch.device) -> bool:
     return cfg.trainer.compile == "on" or (cfg.trainer.compile == "auto" and device.type == "cuda")
 
 
-def open_run(cfg: Config, folder: RunFolder, reporter: Reporter) -> Run:
+def open_run(cfg: Config, folder: RunFolder, reporter: Reporter, job: Job = SINGLE) -> Run:
     """Read the data and choose the device. Raises ``DataError``, ``UsageError``."""
-    device = choose_device(cfg.trainer.device)
+    device = choose_device(cfg.trainer.device, job)
+    if device.type == "cuda" and not job.ranks.alone:
+        torch.cuda.set_device(device)  # NCCL wants to know
     if cfg.trainer.threads > 0:
         torch.set_num_threads(cfg.trainer.threads)
     if device.type == "cpu":
@@ -98,7 +138,10 @@ def open_run(cfg: Config, folder: RunFolder, reporter: Reporter) -> Run:
     rirs = load_rooms(cfg.data, rate)
     rirs = None if rirs is None else rirs.to(device)
     board = Board(folder.path / "tensorboard")
-    return Run(cfg, folder, board, reporter, train, valid, rirs, device, random.key(seed, device=device))
+    cut = make_sharding(flatten(abstract(cfg)[0]), job.ranks, device) if cfg.trainer.shard else Sharding(job.ranks)
+    key = random.key(seed, device=device)
+    speaker = reporter if job.ranks.first else Muted()
+    return Run(cfg, folder, board, speaker, train, valid, rirs, device, key, reporter, job, cut)
 
 
 def data_record(run: Run) -> dict[str, Any]:
@@ -109,13 +152,13 @@ def data_record(run: Run) -> dict[str, Any]:
     return record
 
 
-def announce(run: Run, params: Params) -> None:
+def announce(run: Run) -> None:
     """Tell what is about to be trained, on what, and what is odd about it."""
     say, cfg = run.reporter.say, run.cfg
     plan = run.train.plan(0)
     hours = float(run.train.manifest.duration.sum()) / 3600
     say(
-        f"{count(params):,} parameters; {len(run.train.manifest):,} utterances, {hours:.2f} hours, "
+        f"{count(abstract(run.cfg)[0]):,} parameters; {len(run.train.manifest):,} utterances, {hours:.2f} hours, "
         f"{len(plan)} batches an epoch of up to {cfg.data.batch_seconds:g} s, "
         f"padding efficiency {plan.efficiency(run.train.length):.3f}"
     )
@@ -125,6 +168,9 @@ def announce(run: Run, params: Params) -> None:
         say(f"left out: {dropped:,} utterances {rule}")
     for remark in cfg.advice:
         run.reporter.warn(remark)
-    rows, parts = cfg.data.row_multiple, cfg.trainer.accumulate
+    if not run.ranks.alone:
+        held = f"each holds 1/{run.ranks.world} of the parameters" if run.sharding.cut else "each holds all parameters"
+        say(f"{run.ranks.world} ranks; {held}")
+    rows, parts = cfg.data.row_multiple, cfg.trainer.accumulate * run.ranks.world
     if rows % parts:
-        run.reporter.warn(f"micro-batches get empty rows; data.row_multiple={lcm(rows, parts)} spares them")
+        run.reporter.warn(f"ranks and micro-batches get empty rows; data.row_multiple={lcm(rows, parts)} spares them")

@@ -5,12 +5,14 @@ config.yaml  command.txt  environment.json  data.json  metrics.jsonl  checkpoint
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
 import socket
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +71,9 @@ class RunFolder:
         )
 
     def close(self) -> None:
-        """Give the lock back."""
-        self._lock.unlink(missing_ok=True)
+        """Give the lock back. Where that is forbidden it stays, and is stale as soon as this process has ended."""
+        with suppress(OSError):
+            self._lock.unlink(missing_ok=True)
 
     def describe(self, cfg: Config, command: list[str], data: Mapping[str, Any]) -> None:
         """Write down what the run was started with."""
@@ -80,16 +83,20 @@ class RunFolder:
         (self.path / "data.json").write_text(json.dumps(data, indent=1) + "\n")
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """One line of metrics, flushed."""
-        with open(self.metrics, "a") as file:
-            file.write(json.dumps(line) + "\n")
+        """One line of metrics, flushed; the whole of it or nothing. Raises ``OSError`` if it cannot be written."""
+        text = (json.dumps(line) + "\n").encode()
+        with open(self.metrics, "ab", buffering=0) as file:
+            start = file.tell()
+            if file.write(text) < len(text):  # a disk that is full takes what it can
+                file.truncate(start)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.metrics))
 
-    def has_validation(self, step: int) -> bool:
-        """Whether the validation of ``step`` stands in the metrics."""
+    def validation(self, step: int) -> dict[str, float] | None:
+        """What the metrics say of the validation of ``step``, None if there was none."""
         if not self.metrics.exists():
-            return False
+            return None
         lines = map(json.loads, self.metrics.read_text().splitlines())
-        return any(line["step"] == step and "valid" in line for line in lines)
+        return next((line["valid"] for line in lines if line["step"] == step and "valid" in line), None)
 
     def cut_metrics(self, step: int) -> None:
         """Drop lines after ``step``, and a line cut short by a kill: a resumed run writes them again."""

@@ -1,4 +1,8 @@
-"""Requests to stop: SIGTERM, SIGUSR1 and Ctrl-C set a flag that the loop reads; a second Ctrl-C aborts at once."""
+"""Requests to stop: SIGTERM, SIGUSR1 and Ctrl-C set a flag that the loop reads; a second Ctrl-C aborts at once.
+
+Python sees a signal between two of its own instructions: a batch that is awaited is given up within a fraction of a
+second, but a step that computes or compiles ends first.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._raise = False
 
     @property
     def asked(self) -> bool:
@@ -31,6 +36,24 @@ class StopRequest:
         if number == signal.SIGINT and self.signal == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
+        if self._raise:
+            self._raise = False
+            raise Stopped
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """A signal raises ``Stopped`` while the block runs: for long work of which nothing can be saved."""
+        self._raise = True
+        try:
+            if self.asked:
+                raise Stopped
+            yield
+        finally:
+            self._raise = False
+
+
+class Stopped(BaseException):
+    """A stop was asked for inside of ``at_once``. Not an ``Exception``, so that no handler of errors takes it."""
 
 
 @contextmanager

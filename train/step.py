@@ -7,6 +7,7 @@ given has changed (docs/design.md, "Two gradient engines"). A key goes in and ne
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
 from typing import Any, NamedTuple
 
 import torch
@@ -19,8 +20,10 @@ from nest_fn.model import init, loss_sum
 
 from .augment import augment
 from .errors import NonFiniteError
-from .optimizer import Optimizer, global_norm, make_optimizer, scale
+from .optimizer import Optimizer, make_optimizer, scale
+from .ranks import Ranks
 from .schedule import Schedule, make_schedule
+from .sharding import WHOLE, Sharding
 
 Metrics = dict[str, Tensor]
 LossSum = Callable[..., tuple[Tensor, tuple[Metrics, State]]]
@@ -34,6 +37,21 @@ class TrainState(NamedTuple):
     state: State
     opt_state: Any
     ema: Params
+
+
+class RefusedUpdate(NonFiniteError):
+    """An update that was not made: its loss or gradient norm is not finite, or the norm is above ``skip_norm``."""
+
+    def __init__(self, ts: TrainState, metrics: Metrics, grads: Mapping[str, Tensor], skip_norm: float) -> None:
+        self.step, self.metrics = ts.step, metrics
+        self.loss = float(metrics["loss_sum"]) / max(float(metrics["masked_tokens"]), 1.0)  # nats
+        self.norm = float(metrics["grad_norm"])
+        self.finite = isfinite(self.loss) and isfinite(self.norm)
+        self.wrong = [path for path, grad in grads.items() if not bool(torch.isfinite(grad).all())]
+        above = f" above trainer.skip_norm {skip_norm:g}" if self.finite else ""
+        super().__init__(
+            f"step {ts.step}: loss {self.loss:g}, gradient norm {self.norm:g}{above}; nothing was updated."
+        )
 
 
 def init_train_state(key: Key, cfg: Config) -> TrainState:
@@ -66,33 +84,50 @@ def value_and_grad(f: LossSum) -> Callable[..., tuple[tuple[Tensor, tuple[Metric
     return g
 
 
-def training_loss(cfg: Config, rirs: Tensor | None = None) -> LossSum:
+def training_loss(cfg: Config, rirs: Tensor | None = None, sharding: Sharding = WHOLE) -> LossSum:
     """``f(params, state, raw, key)``: mix, mask, encode, compare; a sum, with its metrics and the new state.
 
     Draws are named by utterance, so that they do not depend on how a batch is cut into parts or over ranks; nor do the
     speakers mixed in, if ``raw`` holds all rows of the batch under ``pool``. ``rirs`` float ``[R, L]`` are room
-    responses for ``data.augment.rir_prob``.
+    responses for ``data.augment.rir_prob``. Of several ranks each sums over its own rows, batch statistics are over all
+    rows, and ``params`` are the rank's part of what ``sharding`` cuts.
     """
+    gather = None if sharding.ranks.alone else sharding.ranks.gather
+    dtype = torch.bfloat16 if cfg.trainer.precision == "bf16" else None
 
     def f(params: Params, state: State, raw: Mapping[str, Any], key: Key) -> tuple[Tensor, tuple[Metrics, State]]:
-        mixing, model = random.split(key, 2).unbind(0)
-        batch = augment(raw, cfg.data.augment, mixing, rirs, pool=raw.get("pool"))
-        batch["row"] = raw["utterance"]
-        return loss_sum(_cast(params, cfg), state, batch, cfg, key=model, train=True)
+        batch, model = mixed(raw, cfg, key, rirs)
+        if sharding.cut:
+            params = fill(params, sharding.assemble(flatten(params), dtype))
+        return loss_sum(cast(params, cfg), state, batch, cfg, key=model, train=True, gather=gather)
 
     return f
 
 
+def mixed(raw: Mapping[str, Any], cfg: Config, key: Key, rirs: Tensor | None) -> tuple[dict[str, Tensor], Key]:
+    """What the model hears of ``raw`` in a step, and the model's own key."""
+    mixing, model = random.split(key, 2).unbind(0)
+    batch = augment(raw, cfg.data.augment, mixing, rirs, pool=raw.get("pool"))
+    batch["row"] = raw["utterance"]
+    return batch, model
+
+
 def make_step(
-    cfg: Config, *, compile: bool = False, donate: bool = False, loss: LossSum | None = None
+    cfg: Config,
+    *,
+    compile: bool = False,
+    donate: bool = False,
+    loss: LossSum | None = None,
+    sharding: Sharding = WHOLE,
 ) -> Callable[[TrainState, Sequence[Mapping[str, Any]], Key], tuple[TrainState, Metrics]]:
     """The step of a config. ``donate=True`` lets it overwrite the given train state's tensors.
 
-    ``step(ts, batches, key)`` sums over ``batches`` (micro-batches of one update) and divides by the masked tokens of
-    all. Metrics are sums over the update, with ``grad_norm``, ``param_norm`` and ``lr``. Raises ``NonFiniteError``
-    before anything is changed.
+    ``step(ts, batches, key)`` sums over ``batches`` (micro-batches of one update) and over ranks, and divides by the
+    masked tokens of all. Metrics are sums over the update, with ``grad_norm`` and ``lr``. Raises ``RefusedUpdate``, on
+    all ranks alike and before anything is changed, where loss or gradient norm is not finite or the norm is above
+    ``trainer.skip_norm``.
     """
-    f = loss if loss is not None else training_loss(cfg)
+    f = loss if loss is not None else training_loss(cfg, sharding=sharding)
     grads_of = value_and_grad(_compiled(f, cfg) if compile else f)
     optimizer, schedule = make_optimizer(cfg.optim), make_schedule(cfg)
 
@@ -105,16 +140,25 @@ def make_step(
             (_, (metrics, state)), part = grads_of(ts.params, paths, state, batch, key)
             total = metrics if not total else {name: total[name] + metrics[name] for name in total}
             grads = part if not grads else {path: grads[path] + part[path] for path in paths}
+        grads, total = sharding.total(grads), _total(total, sharding.ranks)
         factor = 1.0 / total["masked_tokens"].clamp(min=1).to(torch.float32)
-        norm = global_norm(grads) * factor
-        _check_finite(total["loss_sum"], norm, ts.step)
+        norm = sharding.norm(grads) * factor
+        total |= {"grad_norm": norm, "lr": torch.tensor(schedule(ts.step), dtype=torch.float64)}
+        if not _acceptable(total["loss_sum"], norm, cfg.trainer.skip_norm):
+            raise RefusedUpdate(ts, total, grads, cfg.trainer.skip_norm)
         if cfg.trainer.clip_norm > 0:
             factor = factor * (cfg.trainer.clip_norm / (norm + 1e-6)).clamp(max=1.0)
-        new = _update(ts, state, scale(grads, factor), optimizer, schedule, cfg, donate)
-        total |= {"grad_norm": norm, "lr": torch.tensor(schedule(ts.step), dtype=torch.float64)}
-        return new, total
+        return _update(ts, state, scale(grads, factor), optimizer, schedule, cfg, donate), total
 
     return step
+
+
+def _total(metrics: Metrics, ranks: Ranks) -> Metrics:
+    """Sums over the ranks, exact for counts, in one collective."""
+    if ranks.alone:
+        return metrics
+    summed = ranks.total({name: metric.to(torch.float64) for name, metric in metrics.items()})
+    return {name: summed[name].to(metric.dtype) for name, metric in metrics.items()}
 
 
 def _compiled(f: LossSum, cfg: Config) -> LossSum:
@@ -145,15 +189,12 @@ def _trained(leaves: dict[str, Tensor], cfg: Config) -> dict[str, Tensor]:
     return {path: leaf for path, leaf in leaves.items() if not (frozen and path.startswith("encoder.subsampling."))}
 
 
-def _cast(params: Params, cfg: Config) -> Params:
+def cast(params: Params, cfg: Config) -> Params:
     """Parameters in the precision of the arithmetic; gradients flow back to the float32 ones."""
     return tree_map(lambda leaf: leaf.to(torch.bfloat16), params) if cfg.trainer.precision == "bf16" else params
 
 
-def _check_finite(loss: Tensor, norm: Tensor, step: int) -> None:
+def _acceptable(loss: Tensor, norm: Tensor, skip_norm: float) -> bool:
     """The step's one wait for the device."""
-    if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
-        raise NonFiniteError(
-            f"step {step}: loss {float(loss):g}, gradient norm {float(norm):g}; nothing was updated. "
-            "Lower optim.lr, set trainer.clip_norm, or look at the batch named below."
-        )
+    good = torch.isfinite(loss) & torch.isfinite(norm)
+    return bool(good & (norm <= skip_norm) if skip_norm > 0 else good)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ class Board:
     def close(self) -> None:
         """Finish the file."""
         if self._writer is not None:
-            self._writer.close()
+            with suppress(OSError):  # whatever could not be drawn is in metrics.jsonl
+                self._writer.close()
 
 
 def scalars(line: Mapping[str, Any], group: str = "train") -> Iterator[tuple[str, float]]:

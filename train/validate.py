@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 
@@ -15,8 +16,9 @@ from nest_fn.model import forward, token_histogram
 
 from .augment import augment
 from .measures import Sums, add, report
+from .ranks import ALONE, Ranks
 
-Evaluate = Callable[[Params, State, Mapping[str, Tensor], Key], Sums]
+Evaluate = Callable[[Params, State, Mapping[str, Any], Key], Sums]
 
 
 def make_evaluate(cfg: Config, rirs: Tensor | None = None) -> Evaluate:
@@ -27,9 +29,9 @@ def make_evaluate(cfg: Config, rirs: Tensor | None = None) -> Evaluate:
     """
 
     @torch.no_grad()
-    def evaluate(params: Params, state: State, raw: Mapping[str, Tensor], key: Key) -> Sums:
+    def evaluate(params: Params, state: State, raw: Mapping[str, Any], key: Key) -> Sums:
         mixing, model = random.split(key, 2).unbind(0)
-        batch = augment(raw, cfg.data.augment, mixing, rirs)
+        batch = augment(raw, cfg.data.augment, mixing, rirs, pool=raw.get("pool"))
         batch["row"] = raw["utterance"]
         output, _ = forward(params, state, batch, cfg, key=model, train=False)
         log_probs = output.log_probs if output.log_probs.ndim == 4 else output.log_probs[..., None]
@@ -54,19 +56,19 @@ def make_evaluate(cfg: Config, rirs: Tensor | None = None) -> Evaluate:
 
 
 def validate(
-    evaluate: Evaluate, params: Params, state: State, batches: Iterable[Mapping[str, Tensor]], key: Key
-) -> dict[str, float]:
-    """The report over all batches, with ``unmasked_accuracy``. The same key gives the same masks at every pass.
+    evaluate: Evaluate, params: Params, state: State, batches: Iterable[Mapping[str, Any]], key: Key,
+    ranks: Ranks = ALONE,
+) -> dict[str, float]:  # fmt: skip
+    """The report over all batches of all ranks, with ``unmasked_accuracy``. The same key gives the same masks.
 
     Empty if there is no batch.
     """
     window: Sums = {}
-    unmasked = right = 0.0
     for raw in batches:
-        sums = evaluate(params, state, raw, key)
-        window = add(window, sums)
-        unmasked += float(sums["unmasked_tokens"])
-        right += float(sums["unmasked_correct"])
+        window = add(window, evaluate(params, state, raw, key))
     if not window:
         return {}
-    return report(window) | {"unmasked_accuracy": right / max(unmasked, 1.0)}
+    window = ranks.total(window)
+    return report(window) | {
+        "unmasked_accuracy": float(window["unmasked_correct"] / window["unmasked_tokens"].clamp(min=1))
+    }

@@ -84,7 +84,8 @@ def _check_trainer(section: TrainerConfig, problems: Problems) -> None:
     at_least(problems, section, path, 1, "accumulate", "keep_last")
     at_least(problems, section, path, 0, "max_steps", "clip_norm", "threads", "log_every", "valid_every", "save_every",
              "keep_best", "keep_every", "skip_nonfinite", "skip_norm")  # fmt: skip
-    problems.require(section.rank_timeout_s > 0, path + "rank_timeout_s", "must be above 0 seconds")
+    for field in ("rank_timeout_s", "collective_timeout_s"):
+        problems.require(getattr(section, field) > 0, path + field, "must be above 0 seconds")
     shares(problems, section, path, "ema_decay", below_one=True)
     precisions = ("fp32", "bf16")
     one_of(problems, path + "precision", section.precision, precisions)

@@ -118,5 +118,6 @@ class TrainerConfig:
     stop_on_collapse: bool = False  # True: codebook collapse ends the run instead of a warning
     shard: bool = False  # True: each rank holds a part of parameters and optimizer state, not all
     rank_timeout_s: float = 60.0  # seconds without a sign of life after which a rank counts as lost
+    collective_timeout_s: float = 900.0  # seconds that a rank may let the others wait, e.g. while it saves
     threads: int = 0  # 0: torch's choice
     deterministic: bool = False

@@ -166,14 +166,54 @@ def test_must_and_never(tmp_path: Path) -> None:
     assert _restore(cfg, folder, "must") is not None
 
 
-def test_only_the_last_ones_are_kept_and_a_full_disk_is_told(tmp_path: Path) -> None:
+def test_only_the_last_ones_are_kept(tmp_path: Path) -> None:
     cfg, folder = _config("trainer.keep_last=2"), _folder(tmp_path)
     for step in (1, 2, 3):
         save(cfg, folder, _saved(cfg, step), "d", _refuse)
     assert [path.name for path in checkpoint_folder.list_checkpoints(folder.checkpoints)] == [
         "step_00000002", "step_00000003",
     ]  # fmt: skip
-    blocked = RunFolder(tmp_path / "blocked")
+
+
+def _steps(folder: RunFolder) -> list[int]:
+    return [int(path.name[5:]) for path in checkpoint_folder.list_checkpoints(folder.checkpoints)]
+
+
+def test_the_best_and_every_so_many_are_kept(tmp_path: Path) -> None:
+    cfg, folder = _config("trainer.keep_last=1", "trainer.keep_best=2", "trainer.keep_every=4"), _folder(tmp_path)
+    losses = {1: 5.0, 2: 1.0, 3: float("nan"), 4: 3.0, 5: 2.0, 6: 4.0, 7: None}
+    for step, loss in losses.items():
+        assert save(cfg, folder, _saved(cfg, step)._replace(valid_loss=loss), "d", _refuse)
+    assert _steps(folder) == [2, 4, 5, 7]  # 2 and 5 by loss, 4 by its number, 7 as the last
+
+
+def test_a_checkpoint_in_passing_pushes_none_out_and_goes(tmp_path: Path) -> None:
+    cfg, folder = _config("trainer.keep_last=2", "trainer.keep_best=1"), _folder(tmp_path)
+    for step in (2, 4):
+        save(cfg, folder, _saved(cfg, step)._replace(valid_loss=float(step)), "d", _refuse)
+    for step in (5, 5, 6):  # twice at one step: as if asked to stop as soon as it had begun again
+        save(cfg, folder, _saved(cfg, step)._replace(valid_loss=0.0, skipped=2), "d", _refuse, passing=True)
+        got = _restore(cfg, folder)
+        assert got is not None and (got.ts.step, got.skipped, got.valid_loss) == (step, 2, None)
+        assert _steps(folder) == [2, 4, step]
+    save(cfg, folder, _saved(cfg, 6), "d", _refuse)  # a regular one after all
+    assert _steps(folder) == [2, 4, 6]
+    save(cfg, folder, _saved(cfg, 8)._replace(valid_loss=9.0), "d", _refuse)
+    assert _steps(folder) == [2, 6, 8]
+
+
+def test_a_late_validation_enters_the_checkpoint(tmp_path: Path) -> None:
+    cfg, one, two = _config(), _folder(tmp_path / "a"), _folder(tmp_path / "b")
+    for folder, losses in ((one, [None, 1 / 3]), (two, [1 / 3])):
+        for loss in losses:
+            save(cfg, folder, _saved(cfg)._replace(valid_loss=loss), "d", _refuse)
+    meta = Path("checkpoints") / "step_00000007" / "meta.json"
+    assert (one.path / meta).read_bytes() == (two.path / meta).read_bytes()
+    assert "valid_loss" in (one.path / meta).read_text()
+
+
+def test_a_full_disk_is_told(tmp_path: Path) -> None:
+    cfg, blocked = _config(), RunFolder(tmp_path / "blocked")
     blocked.path.mkdir()
     blocked.checkpoints.write_text("a file where the folder should be")
     told: list[str] = []

@@ -58,7 +58,7 @@ def _with(dataset: Dataset, **options: Any) -> Dataset:
 
 def _equal(a: RawBatch, b: RawBatch) -> bool:
     tensors = all(torch.equal(a[name], b[name]) for name in TENSORS)  # type: ignore[literal-required]
-    return tensors and all(a[name] == b[name] for name in ("ids", "epoch", "batch", "bad"))  # type: ignore[literal-required]
+    return tensors and all(a[name] == b[name] for name in ("ids", "epoch", "batch", "bad", "silent"))  # type: ignore[literal-required]
 
 
 def test_what_a_batch_holds(dataset: Dataset) -> None:
@@ -229,6 +229,42 @@ def test_a_bad_file_can_be_made_weightless(dataset: Dataset, workers: int) -> No
         list(batches(tolerant, epochs=1))
 
 
+def _silence(dataset: Dataset, index: int) -> str:
+    write_wav(Path(str(dataset.manifest.source(index))), np.zeros(round(SECONDS[index] * 16000), np.int16))
+    return dataset.manifest.where(index)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_silent_utterances_can_be_left_out(dataset: Dataset, workers: int) -> None:
+    """Rows, order and all other utterances stay; the silent ones are counted, told once, and are no errors."""
+    good = list(batches(dataset, epochs=2))
+    silent = {_silence(dataset, index) for index in (3, 4, 9)}
+    names = {dataset.manifest.identity(index) for index in (3, 4, 9)}
+    skipping = _with(dataset, skip_silent=True, max_bad_fraction=0.0, num_workers=workers)
+    told, counted = [], []
+    for before, after in zip(good, batches(skipping, epochs=2), strict=True):
+        assert before["ids"] == after["ids"] and torch.equal(before["utterance"], after["utterance"])
+        told += after["bad"]
+        counted += after["silent"]
+        for row, name in enumerate(before["ids"]):
+            if name in names:
+                lengths = (after["weight"][row], after["audio_len"][row], after["noise_len"][row])
+                assert lengths == (0, 0, 0) and not after["audio"][row].any() and not after["noise"][row].any()
+            else:
+                assert all(torch.equal(before[key][row], after[key][row]) for key in TENSORS)  # type: ignore[literal-required]
+    assert sorted(counted) == sorted(2 * list(silent))
+    assert len(told) == 1 and told[0].split(": ")[0] in silent and "data.skip_silent" in told[0]
+    heard = [raw for raw in batches(dataset, epochs=1) if names & set(raw["ids"])]
+    assert all(not raw["silent"] and raw["weight"].all() for raw in heard)  # not asked for: an utterance like others
+
+
+def test_a_single_sample_is_not_silent(dataset: Dataset) -> None:
+    clip = np.zeros(round(SECONDS[3] * 16000), np.int16)
+    clip[-1] = -1
+    write_wav(Path(str(dataset.manifest.source(3))), clip)
+    assert not any(raw["silent"] for raw in batches(_with(dataset, skip_silent=True), epochs=1))
+
+
 def test_copies_of_an_utterance_get_noise_of_their_own(tmp_path: Path) -> None:
     config = DataConfig(
         train=(_corpus(tmp_path, [1.0, 2.0], "x"), _corpus(tmp_path, [1.5], "y")), weights=(1.0, 3.0), num_workers=0,
@@ -260,6 +296,7 @@ def test_the_digest_sees_what_changes_batches(dataset: Dataset) -> None:
         open_dataset(replace(dataset.config, noise=()), 5),
         open_dataset(replace(dataset.config, num_buckets=2), 5),
         open_dataset(replace(dataset.config, max_duration=2.0), 5),
+        open_dataset(replace(dataset.config, skip_silent=True), 5),
     ):
         assert other.digest != dataset.digest
     assert open_dataset(replace(dataset.config, num_workers=3, prefetch=9), 5).digest == dataset.digest

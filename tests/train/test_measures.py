@@ -9,7 +9,7 @@ import torch
 
 from nest_fn.layers import random
 from nest_fn.layers.types import Tensor
-from nest_fn.train.measures import SUMMED, add, report, warnings
+from nest_fn.train.measures import SUMMED, add, report, skip, warnings
 
 HEALTHY = {"masked_tokens": 5000.0, "overflow": 0.0, "perplexity": 40.0, "accuracy": 0.3, "unigram_accuracy": 0.1}
 
@@ -24,7 +24,8 @@ def _metrics(seed: int, books: int = 2, classes: int = 10, count: int = 200) -> 
         "loss_sum": torch.tensor(2.0 * masked.numel() + seed), "masked_tokens": torch.tensor(masked.numel()),
         "correct": torch.tensor(7 + seed), "overflow": torch.tensor(seed), "valid_tokens": torch.tensor(count),
         "token_counts": counts[0], "masked_token_counts": counts[1], "audio_samples": torch.tensor(1000),
-        "padded_samples": torch.tensor(1100), "grad_norm": torch.tensor(3.0),
+        "padded_samples": torch.tensor(1100), "unmasked_tokens": torch.tensor(count - masked.numel()),
+        "unmasked_correct": torch.tensor(3 + seed), "grad_norm": torch.tensor(3.0 + seed), "lr": torch.tensor(0.1),
     }  # fmt: skip
 
 
@@ -33,9 +34,24 @@ def test_a_window_is_the_sum_of_its_steps() -> None:
     window: dict[str, Tensor] = {}
     for step in steps:
         window = add(window, step)
-    assert set(window) == {*SUMMED, "steps"} and float(window["steps"]) == 3
+    assert set(window) == {*SUMMED, "steps", "skipped", "grad_norm"}
+    assert (float(window["steps"]), float(window["skipped"]), float(window["grad_norm"])) == (3, 0, 5)
     for name in SUMMED:
-        assert torch.equal(window[name], sum(step[name].double() for step in steps))
+        assert torch.equal(window[name], torch.stack([step[name].double() for step in steps]).sum(dim=0))
+
+
+def test_an_update_that_was_left_out_only_counts() -> None:
+    bad = {name: torch.full_like(leaf.double(), float("nan")) for name, leaf in _metrics(1).items()}
+    made = add(add({}, _metrics(0)), _metrics(2))
+    for window in (
+        add(skip(add({}, _metrics(0)), bad), _metrics(2)),
+        skip(add(add({}, _metrics(0)), _metrics(2)), bad),
+    ):
+        assert report(window) == report(made) and torch.equal(window["grad_norm"], made["grad_norm"])
+        assert (float(window["steps"]), float(window["skipped"])) == (3, 1)
+    alone = skip({}, bad)
+    assert report(alone)["loss"] == 0 and "grad_norm" not in alone
+    assert warnings(HEALTHY | {"masked_tokens": 0.0, "skipped": 1.0}, 64, 100, 20) == {}
 
 
 def test_adding_leaves_its_arguments_alone() -> None:

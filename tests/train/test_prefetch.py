@@ -26,6 +26,21 @@ def test_results_come_in_order(workers: int, ahead: int) -> None:
     assert list(ordered_map(slow_at_first, [], workers=workers, ahead=ahead)) == []
 
 
+def test_waiting_ends_when_it_is_asked_to() -> None:
+    held, asked = threading.Event(), threading.Event()
+
+    def wait_at_two(number: int) -> int:
+        if number == 2:
+            held.wait(60)
+        return number
+
+    threading.Timer(0.3, asked.set).start()
+    begin = time.monotonic()
+    assert list(ordered_map(wait_at_two, range(9), workers=2, timeout_s=50, stopped=asked.is_set)) == [0, 1]
+    assert 0.2 < time.monotonic() - begin < 5
+    held.set()
+
+
 @pytest.mark.parametrize("workers, ahead, most", [(0, 9, 1), (1, 1, 1), (2, 5, 5), (4, 1, 4)])
 def test_no_more_than_asked_is_taken_ahead(workers: int, ahead: int, most: int) -> None:
     taken = []

@@ -102,7 +102,7 @@ def test_what_is_measured(reference: Path) -> None:
     assert [line["step"] for line in train] == [5, 10, 15, 20, 24]
     assert [line["step"] for line in lines if "valid" in line] == [9, 18, 24]
     wanted = {"step", "epoch", "loss", "accuracy", "unigram_accuracy", "masked_share", "masked_tokens", "coverage"}
-    wanted |= {"perplexity", "overflow", "lr", "grad_norm", "param_norm", "padding_efficiency", "time"}
+    wanted |= {"perplexity", "overflow", "skipped", "lr", "grad_norm", "param_norm", "padding_efficiency", "time"}
     for line in train:
         assert line.keys() == wanted
         assert 0 < line["masked_share"] < 1 and 0 < line["coverage"] <= 1 <= line["perplexity"] <= 64

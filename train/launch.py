@@ -1,0 +1,124 @@
+"""How processes that ``torchrun`` started become ranks: they join, agree that they do the same, and end together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
+
+import nest_fn
+
+from .errors import DistributedError
+from .ranks import ALONE, Ranks
+from .watch import Watch
+
+_COLLECTIVE = re.compile(r"gloo|NCCL|c10d|store|[Cc]onnection (closed|reset|refused)|Broken pipe|[Tt]imed out")
+
+
+@dataclass(frozen=True)
+class Job:
+    """The ranks, and the store through which they can be asked what they are."""
+
+    ranks: Ranks = ALONE
+    local_rank: int = 0  # among the processes of this machine: the index of its GPU
+    store: Store | None = None
+
+    def agree(self, facts: Mapping[str, object]) -> None:
+        """Raise ``DistributedError`` on every rank unless all give the same facts; it names the ranks that differ."""
+        ranks, store = self.ranks, self.store
+        if store is None:
+            return
+        mine = {name: json.dumps(value) for name, value in facts.items()}
+        if ranks.first:
+            store.set("facts", json.dumps(mine))
+        theirs = json.loads(store.get("facts"))
+        differ = [
+            f"{name} is {_short(mine.get(name))}, on rank 0 {_short(theirs.get(name))}"
+            for name in sorted(mine.keys() | theirs.keys())
+            if mine.get(name) != theirs.get(name)
+        ]
+        store.set(f"differs/{ranks.rank}", "; ".join(differ[:5]))
+        verdicts = [verdict.decode() for verdict in store.multi_get([f"differs/{r}" for r in range(ranks.world)])]
+        odd = [f"rank {rank}: {verdict}" for rank, verdict in enumerate(verdicts) if verdict]
+        if odd:
+            shown = "\n  ".join(odd[:20])
+            raise DistributedError(f"{len(odd)} of {ranks.world} ranks differ from rank 0; start all alike\n  {shown}")
+
+
+SINGLE = Job()
+
+
+@contextmanager
+def joined(
+    rank_timeout_s: float, collective_timeout_s: float, abandon: Callable[[DistributedError], None]
+) -> Iterator[Job]:
+    """Be one of the ranks while the block runs; alone where no launcher has set ``WORLD_SIZE`` above 1.
+
+    An error that comes of a lost rank is raised as ``DistributedError`` with its number; where the main thread hangs in
+    a call to it, ``abandon`` is called from another thread and must end the process.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield SINGLE
+        return
+    timeout = timedelta(seconds=collective_timeout_s)
+    try:
+        store, rank, world = next(iter(rendezvous("env://", timeout=timeout)))
+        watch = Watch(PrefixStore("watch", store), rank, world, rank_timeout_s, abandon)
+        dist.init_process_group(
+            _backend(), store=PrefixStore("group", store), rank=rank, world_size=world, timeout=timeout
+        )
+    except (RuntimeError, ValueError) as error:
+        raise DistributedError(f"cannot join {world} ranks: {_first_line(error)}; start with torchrun.") from error
+    job = Job(Ranks(rank, world), int(os.environ.get("LOCAL_RANK", "0")), PrefixStore("job", store))
+    job.ranks.any(False)  # every watch has been made
+    watch.start()
+    try:
+        yield job
+    except RuntimeError as error:
+        if _COLLECTIVE.search(str(error)):
+            raise watch.explain() from error
+        watch.leave(_first_line(error))
+        raise
+    except BaseException as error:
+        watch.leave(_first_line(error))
+        raise
+    watch.stop()
+    dist.destroy_process_group()
+
+
+def code_digest() -> str:
+    """SHA-256 of the library's own source files."""
+    sha = hashlib.sha256()
+    root = Path(nest_fn.__file__).parent
+    for part in ("", "config", "layers", "train"):
+        for file in sorted((root / part).glob("*.py")):
+            sha.update(file.name.encode() + file.read_bytes())
+    return sha.hexdigest()
+
+
+def _backend() -> str:
+    """gloo for what lies on the CPU, NCCL for what lies on a GPU."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+
+
+def _short(value: str | None) -> str:
+    return "absent" if value is None else value if len(value) <= 80 else value[:77] + "..."
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).partition("\n")[0][:300]
