@@ -109,9 +109,10 @@ def batch_norm(
         mean, variance, count = _moments(x, valid) if gather is None else _pooled(*_moments(x, valid), gather)
         scale = params["weight"] * torch.rsqrt(variance + EPS)
         y = (x * scale[:, None] + (params["bias"] - mean * scale)[:, None]).to(x.dtype)
-    unbiased = variance.detach() * (count / (count - 1).clamp(min=1))
+    mean, variance, count = mean.detach(), variance.detach(), count.detach()
+    unbiased = variance * (count / (count - 1).clamp(min=1))
     new: BatchNormState = {
-        "running_mean": torch.lerp(state["running_mean"], mean.detach().to(state["running_mean"].dtype), MOMENTUM),
+        "running_mean": torch.lerp(state["running_mean"], mean.to(state["running_mean"].dtype), MOMENTUM),
         "running_var": torch.lerp(state["running_var"], unbiased.to(state["running_var"].dtype), MOMENTUM),
         "num_batches_tracked": state["num_batches_tracked"] + 1,
     }

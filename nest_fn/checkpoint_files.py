@@ -90,7 +90,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         leaves, _ = read_tensors(file)
         try:
             trees[name] = rebuild(entry["structure"], leaves)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{file}: {error}.") from error
     try:
         config = read(path / _CONFIG)
@@ -110,12 +110,12 @@ def read_meta(path: str | Path) -> dict[str, Any]:
     content = _unsealed(path / META)
     for name, entry in content["files"].items():
         file = path / name
-        if file.is_symlink() or not file.is_file():
+        size = _size(file)
+        if size is None:
             raise CheckpointError(f"{file}: is missing (or no plain file); take another checkpoint.")
-        if file.stat().st_size != entry["bytes"]:
+        if size != entry["bytes"]:
             raise CheckpointError(
-                f"{file}: has {file.stat().st_size} bytes of {entry['bytes']}, so it is cut short or changed; "
-                "take another checkpoint."
+                f"{file}: has {size} bytes of {entry['bytes']}, so it is cut short or changed; take another checkpoint."
             )
     return content
 
@@ -146,6 +146,14 @@ def digest_of(leaves: Mapping[str, Tensor], texts: Mapping[str, str]) -> str:
         sha.update(json.dumps([name, str(leaf.dtype), list(leaf.shape)]).encode())
         sha.update(leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
+
+
+def _size(file: Path) -> int | None:
+    """Bytes of a plain file; None where there is none, or none can be, as under a name that is too long."""
+    try:
+        return file.stat().st_size if file.is_file() and not file.is_symlink() else None
+    except OSError:
+        return None
 
 
 def _digest(file: Path) -> str:
@@ -186,11 +194,11 @@ def _unsealed(file: Path) -> dict[str, Any]:
             f"{content.get('versions')}."
         )
     seal = content.pop("sha256", None)
-    if seal != _seal(content):
-        raise CheckpointError(f"{file}: its bytes changed since they were written; take another checkpoint.")
     try:
+        if seal != _seal(content):
+            raise CheckpointError(f"{file}: its bytes changed since they were written; take another checkpoint.")
         _check_form(content)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{file}: does not describe a checkpoint of this library ({error}).") from error
     return content
 
@@ -205,4 +213,5 @@ def _check_form(content: dict[str, Any]) -> None:
             raise TypeError(f"tree {name!r}")
     if _CONFIG not in content["files"] or not isinstance(content["meta"]["step"], int):
         raise TypeError("no config or step")
-    dict(content["versions"])
+    if not isinstance(content["versions"], dict):
+        raise TypeError("versions")

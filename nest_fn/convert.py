@@ -17,7 +17,7 @@ from nest_fn.layers.types import Params, State
 from .checkpoint import META, load, newest_valid, save, save_file
 from .config import Compat, Config, ConfigError
 from .errors import CheckpointError
-from .lightning import STAND_INS
+from .lightning import STAND_INS, to_plain
 from .model import abstract
 from .nemo_files import read_lightning, read_nemo, trees_from, write_nemo
 from .replace import present
@@ -72,7 +72,7 @@ def read_port(content: Mapping[str, Any], source: str) -> tuple[Params, State, C
     The config may be nested, as its YAML, or hold the constructor's keywords. The names of the tensors may be the
     reference's or our own dotted paths. Raises ``CheckpointError`` listing what does not fit.
     """
-    settings = content.get("config")
+    settings = to_plain(content.get("config"), source)
     if not isinstance(settings, Mapping):
         raise CheckpointError(f"{source}: has no 'config', so its model is not known.")
     try:

@@ -29,7 +29,8 @@ def test_python_runs(code: str) -> None:
 def test_commands_are_understood() -> None:
     lines = "\n".join(blocks("sh")).splitlines()
     spoken = [line for line in lines if line.startswith("nest-fn")] + re.findall(r"`(nest-fn [a-z][^`]*)`", TEXT)
-    assert len(spoken) >= 4
+    spoken += [line.partition("-m ")[2] for line in lines if line.startswith("torchrun")]
+    assert len(spoken) >= 5
     for line in spoken:
         words = shlex.split(line, comments=True)[1:]
         if words in (["data", "validate"], ["config", "diff"]):  # named without their arguments

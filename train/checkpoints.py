@@ -25,14 +25,17 @@ from .step import TrainState, start_from
 _FREE = (
     "trainer.max_steps", "trainer.log_every", "trainer.valid_every", "trainer.save_every", "trainer.keep_last",
     "trainer.keep_best", "trainer.keep_every", "trainer.skip_nonfinite", "trainer.skip_norm",
-    "trainer.stop_on_collapse", "trainer.shard", "trainer.rank_timeout_s",
+    "trainer.stop_on_collapse", "trainer.shard",
     "trainer.device", "trainer.compile", "optim.lr", "optim.sched.max_steps",
     "data.noise_budget_mb", "data.valid", "data.valid_shards", "data.root",
     "data.train", "data.train_shards", "data.noise", "data.rir",  # where the data lies; what it is, the digest says
 )  # fmt: skip
 
-# Settings of the machine at hand: no number depends on them, so they are not written into checkpoints.
-_LOCAL = ("data.num_workers", "data.prefetch", "data.timeout_s", "data.check_files", "trainer.threads")
+# Settings of the machine at hand, not of the run: they are not written into checkpoints.
+_LOCAL = (
+    "data.num_workers", "data.prefetch", "data.timeout_s", "data.check_files",
+    "trainer.threads", "trainer.rank_timeout_s", "trainer.collective_timeout_s",
+)  # fmt: skip
 
 
 class Saved(NamedTuple):
@@ -136,10 +139,10 @@ def restore(
     path, problems = checkpoint_folder.newest_valid(folder.checkpoints)
     for problem in problems:
         if resume == "must":
-            raise CheckpointError(f"{problem}; --resume auto would take the one before it.")
+            raise CheckpointError(f"{problem.rstrip('.')}; --resume auto would take the one before it.")
         warn(problem)
     if path is None:
-        raise CheckpointError(f"run folder {folder.path}: no checkpoint is whole; choose another folder with --run.")
+        raise CheckpointError(f"run folder {folder.path}: no checkpoint is whole; choose another folder with --folder.")
     return load(cfg, path, digest, warn, device, allow_changes)
 
 
@@ -148,6 +151,10 @@ def load(
 ) -> Saved:
     """The progress that one checkpoint holds, on ``device``. Raises ``CheckpointError``."""
     trees, settings, meta = checkpoint_files.read_checkpoint(path)
+    if "data_digest" not in meta:
+        raise CheckpointError(
+            f"{path}: holds a model and no run, so none can go on from it; take it out of the folder."
+        )
     _refuse_changes(cfg, settings, meta, digest, allow_changes, warn)
     return _from_trees(cfg, tree_map(lambda leaf: leaf.to(device), trees), meta)
 
@@ -181,11 +188,21 @@ def _optimizer_state(tree: dict[str, Any]) -> AdamState | MomentumState:
     return MomentumState(tree["updates"], leaves("velocity"))
 
 
+def _completed(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's settings with those that its version did not know: what they are now by default is what it did."""
+    whole = {**defaults, **settings}
+    for name, value in settings.items():
+        default = defaults.get(name)
+        if isinstance(value, dict) and isinstance(default, dict):
+            whole[name] = _completed(value, default)
+    return whole
+
+
 def _refuse_changes(
     cfg: Config, settings: dict[str, Any], meta: dict[str, Any], digest: str, allow: bool, warn: Callable[[str], None]
 ) -> None:
     """Compare config and data with those of the checkpoint, key by key."""
-    then, now = flatten(settings), flatten(recorded(cfg))
+    then, now = flatten(_completed(settings, recorded(Config()))), flatten(recorded(cfg))
     changed = [
         f"{key}: was {then.get(key)!r}, is {now.get(key)!r}"
         for key in sorted(then.keys() | now.keys())
@@ -198,7 +215,7 @@ def _refuse_changes(
     text = "; ".join(changed)
     if not allow:
         raise CheckpointError(
-            f"the run in this folder was started otherwise: {text}. Choose another folder with --run, "
+            f"the run in this folder was started otherwise: {text}. Choose another folder with --folder, "
             "or go on all the same with --allow-changes."
         )
     warn(f"going on with changes, so the run is no longer one: {text}")

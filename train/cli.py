@@ -107,7 +107,7 @@ def config_of(name: str, overrides: Sequence[str] = ()) -> Config:
 def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     # Not --run: torchrun would take that for the beginning of an option of its own.
-    parser.add_argument("--folder", "--run", dest="run", default=None, help="run folder (default: runs/CONFIG)")
+    parser.add_argument("--folder", default=None, help="run folder (default: runs/CONFIG)")
     parser.add_argument("--resume", choices=("auto", "must", "never"), default="auto",
                         help="go on from the newest good checkpoint if there is one, or must, or never")  # fmt: skip
     parser.add_argument("--allow-changes", action="store_true", help="resume although config or data changed")
@@ -127,7 +127,7 @@ def _pretrain(args: argparse.Namespace) -> int:
         for line in describe(cfg):
             print(line)
         return 0
-    folder = RunFolder(args.run or Path("runs") / Path(args.config).stem)
+    folder = RunFolder(args.folder or Path("runs") / Path(args.config).stem)
     command = [shlex.quote(word) for word in sys.argv]
     with joined(cfg.trainer.rank_timeout_s, cfg.trainer.collective_timeout_s, _abandon) as job:
         return pretrain(
@@ -187,7 +187,7 @@ def _bench(args: argparse.Namespace) -> None:
 
 def _demo_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    parser.add_argument("--run", default="runs/demo", help="run folder")
+    parser.add_argument("--folder", default="runs/demo", help="run folder")
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -196,4 +196,4 @@ def _demo(args: argparse.Namespace) -> int:
     from .demo import run_demo
 
     cfg = Config.preset("demo", args.overrides)
-    return run_demo(cfg, Path(args.run), args.seed, ConsoleReporter(sys.stdout))
+    return run_demo(cfg, Path(args.folder), args.seed, ConsoleReporter(sys.stdout))

@@ -71,7 +71,7 @@ def _storage(folder: Path) -> Iterator[Finding]:
             os.fsync(file.fileno())
         yield Finding(True, "a file can be written and flushed here")
     except OSError as error:
-        yield Finding(False, f"nothing can be written here: {error.strerror}; choose another folder with --run")
+        yield Finding(False, f"nothing can be written here: {error.strerror}; choose another folder with --folder")
 
 
 def _imports(name: str) -> bool:

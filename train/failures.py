@@ -39,25 +39,33 @@ def named(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
+def utterances(run: Run, raw: RawBatch) -> list[str]:
+    """Those of a batch, on all ranks."""
+    index = run.train.plan(raw["epoch"]).batch(raw["batch"]).index
+    return [run.train.manifest.identity(i) for i in index.tolist() if i >= 0]
+
+
 def failure(run: Run, saved: Saved, raw: RawBatch, key: Key, refused: RefusedUpdate) -> NonFiniteError:
     """The error that ends a run at an update that cannot be made, with the state before it written down.
 
     ``saved`` points at the batch of the update; ``key`` is the step's. A dump that fails is told in the error.
     """
     path = checkpoint_folder.step_path(failures_folder(run.folder.path), saved.ts.step)
+    names = utterances(run, raw)
     extra = {
-        "key": key.tolist(), "utterances": [name for name in raw["ids"] if name], "loss": str(refused.loss),
+        "key": key.tolist(), "utterances": names, "loss": str(refused.loss),
         "grad_norm": str(refused.norm), "gradients_not_finite": refused.wrong,
     }  # fmt: skip
     advice = f"The state before it is in {path}; nest-fn replay {run.folder.path} {saved.ts.step} looks into it."
     try:
-        write(run.cfg, path, saved, run.digest, extra)
+        if run.ranks.first:
+            write(run.cfg, path, saved, run.digest, extra)
     except (CheckpointError, OSError) as error:
         advice = f"The state before it could not be written down: {error}"
     parameters = f"\n  gradients not finite: {named(refused.wrong)}" if refused.wrong else ""
     return NonFiniteError(
         f"{refused} Lower optim.lr, set trainer.clip_norm, allow trainer.skip_nonfinite, or look at the batch.\n"
-        f"  utterances: {named(raw['ids'])}{parameters}\n  {advice}"
+        f"  utterances: {named(names)}{parameters}\n  {advice}"
     )
 
 

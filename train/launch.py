@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import re
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -85,6 +87,15 @@ def joined(
     job = Job(Ranks(rank, world), int(os.environ.get("LOCAL_RANK", "0")), PrefixStore("job", store))
     job.ranks.any(False)  # every watch has been made
     watch.start()
+    # Where a rank is lost, torchrun terminates the others: they shall live until they have said which it was.
+    with _deaf(signal.SIGTERM):
+        yield from _watched(job, watch)
+    watch.stop()
+    dist.destroy_process_group()
+
+
+def _watched(job: Job, watch: Watch) -> Iterator[Job]:
+    """Tell the others of an error, or be told by them."""
     try:
         yield job
     except RuntimeError as error:
@@ -95,8 +106,19 @@ def joined(
     except BaseException as error:
         watch.leave(_first_line(error))
         raise
-    watch.stop()
-    dist.destroy_process_group()
+
+
+@contextmanager
+def _deaf(number: int) -> Iterator[None]:
+    """A signal does nothing while the block runs, unless a handler of its own is set."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(number, lambda *_: None)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def code_digest() -> str:

@@ -19,7 +19,7 @@ from . import measures
 from .checkpoints import Saved, check_keeping, recorded, restore, save
 from .data import Dataset, RawBatch, batches
 from .errors import CheckpointError, CollapseError
-from .failures import failure, memory_told, named
+from .failures import failure, memory_told, named, utterances
 from .launch import SINGLE, Job, code_digest
 from .micro_batches import micro_batches, speakers, to_device
 from .run import TRAIN, VALID, Reporter, Run, announce, compiled, data_record, open_run
@@ -122,18 +122,23 @@ def _train(run: Run, progress: _Progress, stop: StopRequest) -> int:
         if _due(progress.ts.step, trainer.log_every, trainer.max_steps):
             _log(run, progress, values)
         _validate(run, progress, evaluate, stop)
-        if _save_due(run, progress):
-            _save(run, progress)
+        if _save_due(run, progress) and not _save(run, progress) and progress.ts.step == trainer.max_steps:
+            raise _unsaved(progress, "the last one")
         if trainer.stop_on_collapse and "collapse" in progress.sick:
             raise _collapsed(run, progress)
     if stopped and progress.ts.step < trainer.max_steps:
         if not _save(run, progress):
-            raise CheckpointError(
-                f"asked to stop, and step {progress.ts.step} could not be saved; make room and resume."
-            )
+            raise _unsaved(progress, "at which a stop was asked for")
         run.reporter.say(f"asked to stop: saved at step {progress.ts.step}; the same command goes on from there")
         return stop.exit_code
     return 0
+
+
+def _unsaved(progress: _Progress, which: str) -> CheckpointError:
+    return CheckpointError(
+        f"step {progress.ts.step}, {which}, could not be saved, as told above; when it can be, give the same command "
+        "again: it goes on from the newest checkpoint."
+    )
 
 
 def _batches(run: Run, dataset: Dataset, stop: StopRequest, **place: int) -> Iterator[RawBatch]:
@@ -216,7 +221,7 @@ def _leave_out(run: Run, progress: _Progress, raw: RawBatch, key: Key, refused: 
             raise failure(run, at, raw, key, refused) from None
         progress.skipped += 1
     if not refused.finite or not progress.window.get("skipped"):
-        run.reporter.warn(f"{refused} Left out.\n  utterances: {named(raw['ids'])}")
+        run.reporter.warn(f"{refused} Left out.\n  utterances: {named(utterances(run, raw))}")
     progress.ts = progress.ts._replace(step=progress.ts.step + 1)
 
 

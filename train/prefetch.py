@@ -29,7 +29,9 @@ class _Task(Generic[A, B]):
 
     def __init__(self, item: A) -> None:
         self.item = item
-        self.answer: SimpleQueue[tuple[B | None, BaseException | None]] = SimpleQueue()
+        self.done = threading.Event()  # SimpleQueue.get may wait for ever after a signal near its timeout (Python 3.11)
+        self.value: B | None = None
+        self.error: BaseException | None = None
 
 
 def ordered_map(
@@ -79,15 +81,7 @@ class _GivenUp(Exception):
 def _result(task: _Task[A, B], timeout_s: float | None, name: str, stopped: Callable[[], bool]) -> B:
     """What came of a task, awaited in slices so that a request to stop is heard."""
     end = math.inf if timeout_s is None else time.monotonic() + timeout_s
-    while True:
-        try:
-            value, error = task.answer.get(timeout=min(_SLICE, max(end - time.monotonic(), 0.0)))
-        except Empty:
-            pass
-        else:
-            if error is not None:
-                raise error
-            return value  # type: ignore[return-value]
+    while not task.done.wait(min(_SLICE, max(end - time.monotonic(), 0.0))):
         if stopped():
             raise _GivenUp
         if time.monotonic() >= end:
@@ -95,15 +89,19 @@ def _result(task: _Task[A, B], timeout_s: float | None, name: str, stopped: Call
                 f"{name}: no answer in {timeout_s} s for {task.item}; is the storage reachable? "
                 "Raise data.timeout_s if it is only slow"
             )
+    if task.error is not None:
+        raise task.error
+    return task.value  # type: ignore[return-value]
 
 
 def _work(function: Callable[[A], B], queue: SimpleQueue[_Task[A, B] | None]) -> None:
     """A worker's life: tasks until the end mark."""
     while (task := queue.get()) is not None:
         try:
-            task.answer.put((function(task.item), None))
+            task.value = function(task.item)
         except BaseException as error:  # whatever it is, the consumer shall raise it
-            task.answer.put((None, error))
+            task.error = error
+        task.done.set()
         del task  # a result must not stay alive while the worker waits
 
 

@@ -85,7 +85,7 @@ class Run:
             self.folder.append(line)
             self.board.add(line)
         except OSError as error:
-            name = os.fsdecode(error.filename or self.board.folder)
+            name = os.fsdecode(error.filename or self.folder.metrics)
             self.reporter.warn(f"step {line['step']}: {name}: its line of metrics is lost: {error.strerror}.")
         self.reporter.progress(line["step"], self.cfg.trainer.max_steps, line)
 

@@ -45,7 +45,7 @@ class RunFolder:
             finally:
                 mine.unlink()
         except OSError as error:
-            raise UsageError(f"run folder {self.path}: {error.strerror}; choose another with --run.") from error
+            raise UsageError(f"run folder {self.path}: {error.strerror}; choose another with --folder.") from error
 
     def _take(self, mine: Path) -> None:
         """Make the lock a link to a file that is already written, so that nobody reads half of it."""
@@ -66,8 +66,8 @@ class RunFolder:
             self._lock.unlink(missing_ok=True)
             return
         raise CheckpointError(
-            f"run folder {self.path}: process {pid} on {host} is writing here; stop it, or choose another with --run "
-            f"(if it is gone, remove {self._lock})."
+            f"run folder {self.path}: process {pid} on {host} is writing here; stop it, or choose another with "
+            f"--folder (if it is gone, remove {self._lock})."
         )
 
     def close(self) -> None:
@@ -130,6 +130,10 @@ def environment() -> dict[str, Any]:
 
 
 def _alive(pid: int) -> bool:
+    """Whether a process runs. One that was killed and not yet collected by its parent does not (Linux)."""
+    with suppress(OSError, IndexError):
+        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("Z", "X"):
+            return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -28,7 +28,7 @@ def write_entries(folder: Path, lines: list[dict[str, Any]]) -> None:
 def train(folder: Path, *overrides: str, steps: int = 2) -> int:
     """Two steps at the command line; the exit code."""
     small = ["encoder.n_layers=1", "encoder.subsampling_conv_channels=8", "data.batch_seconds=8", "data.max_duration=8"]
-    return main(["pretrain", "-c", "tiny", "--run", str(folder / "run"), f"data.train={folder / 'm.jsonl'}",
+    return main(["pretrain", "-c", "tiny", "--folder", str(folder / "run"), f"data.train={folder / 'm.jsonl'}",
                  f"trainer.max_steps={steps}", "trainer.save_every=2", *small, *overrides])  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from nest_fn.config import Config
 from nest_fn.layers import random
 from nest_fn.layers.tree import flatten
 from nest_fn.layers.types import Tensor
-from nest_fn.train.checkpoints import Saved, restore, save
+from nest_fn.train.checkpoints import Saved, _completed, recorded, restore, save
 from nest_fn.train.errors import CheckpointError
 from nest_fn.train.run_folder import RunFolder
 from nest_fn.train.step import TrainState, init_train_state
@@ -219,3 +219,13 @@ def test_a_full_disk_is_told(tmp_path: Path) -> None:
     told: list[str] = []
     save(cfg, blocked, _saved(cfg), "d", told.append)
     assert len(told) == 1 and told[0].startswith("step 7: ")
+
+
+def test_a_setting_that_an_older_version_did_not_know_is_no_change(tmp_path: Path) -> None:
+    cfg = _config()
+    settings = recorded(cfg)
+    del settings["trainer"]["skip_nonfinite"], settings["data"]["augment"]["across_ranks"]
+    settings["optim"]["sched"] = None
+    whole = _completed(settings, recorded(Config()))
+    assert whole["trainer"]["skip_nonfinite"] == 0 and whole["data"]["augment"]["across_ranks"] is True
+    assert whole["optim"]["sched"] is None and whole["optim"]["lr"] == cfg.optim.lr

@@ -128,10 +128,10 @@ def test_usage_and_config_errors(corpus: Corpus, tmp_path: Path, capsys: Capture
     assert "unknown preset 'huge'" in _error(["pretrain", "-c", "huge"], 2, capsys)
     assert "gone.yaml" in _error(["pretrain", "-c", "gone.yaml"], 2, capsys)
     assert "did you mean 'n_layers'" in _error(words(corpus, run, "encoder.n_layer=2"), 2, capsys)
-    assert "data.train names no manifest" in _error(["pretrain", "-c", "tiny", "--run", str(run)], 2, capsys)
+    assert "data.train names no manifest" in _error(["pretrain", "-c", "tiny", "--folder", str(run)], 2, capsys)
     assert "this machine has" in _error(words(corpus, run, "trainer.device=cuda:99"), 2, capsys)
     (tmp_path / "file").write_text("")
-    assert "choose another with --run" in _error(words(corpus, tmp_path / "file"), 2, capsys)
+    assert "choose another with --folder" in _error(words(corpus, tmp_path / "file"), 2, capsys)
 
 
 def test_data_errors(corpus: Corpus, tmp_path: Path, capsys: Captured) -> None:
@@ -192,5 +192,5 @@ def test_synth(tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 
 def test_module_and_help() -> None:
     done = subprocess.run([sys.executable, "-m", "nest_fn.train", "--help"], capture_output=True, text=True, check=True)
-    for name in ("pretrain", "data", "config", "doctor", "bench", "demo", "exit codes"):
+    for name in ("pretrain", "replay", "data", "config", "doctor", "bench", "demo", "exit codes"):
         assert name in done.stdout

@@ -107,7 +107,7 @@ def test_a10_sample_rates(six: Path, capsys: Captured) -> None:
     assert json.loads(capsys.readouterr().out)["sample_rates"] == {"16000": 5, "44100": 1}
     assert train(six) == 0
     (six / "b").mkdir()
-    refused(six, capsys, 3, r"m\.jsonl:3: .*a2\.wav.*44100 Hz", "data.resample=false", f"--run={six / 'b'}")
+    refused(six, capsys, 3, r"m\.jsonl:3: .*a2\.wav.*44100 Hz", "data.resample=false", f"--folder={six / 'b'}")
 
 
 def test_a11_silence_is_finite_and_counted(six: Path, capsys: Captured) -> None:

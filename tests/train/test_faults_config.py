@@ -56,7 +56,7 @@ YAML: dict[str, tuple[str, str]] = {
 def test_config(tmp_path: Path, capsys: Captured, case: str) -> None:
     text, pattern = YAML[case]
     (tmp_path / "c.yaml").write_text(text)
-    assert main(["pretrain", "-c", str(tmp_path / "c.yaml"), "--run", str(tmp_path / "run")]) == 2
+    assert main(["pretrain", "-c", str(tmp_path / "c.yaml"), "--folder", str(tmp_path / "run")]) == 2
     told = capsys.readouterr().err
     assert told.startswith("error: ") and str(tmp_path / "c.yaml") in told and "Traceback" not in told
     assert re.search(pattern, told), told

@@ -41,6 +41,22 @@ def test_waiting_ends_when_it_is_asked_to() -> None:
     held.set()
 
 
+def test_signals_disturb_no_waiting() -> None:
+    """A signal just before a slice of waiting ends must not make it endless, as SimpleQueue.get does in Python 3.11."""
+    program = """
+import signal, time
+from nest_fn.train.prefetch import ordered_map
+signal.signal(signal.SIGALRM, lambda *_: None)
+signal.setitimer(signal.ITIMER_REAL, 0.0002, 0.0002)
+end = time.monotonic() + 3
+found = list(ordered_map(lambda n: n and time.sleep(60), range(3), workers=1, stopped=lambda: time.monotonic() > end))
+signal.setitimer(signal.ITIMER_REAL, 0)
+print(found)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout == "[0]\n"
+
+
 @pytest.mark.parametrize("workers, ahead, most", [(0, 9, 1), (1, 1, 1), (2, 5, 5), (4, 1, 4)])
 def test_no_more_than_asked_is_taken_ahead(workers: int, ahead: int, most: int) -> None:
     taken = []

@@ -29,7 +29,7 @@ def words(corpus: Corpus, run: Path, *overrides: str) -> list[str]:
         "pretrain",
         "-c",
         "tiny",
-        "--run",
+        "--folder",
         str(run),
         *data,
         *sizes,
