@@ -9,10 +9,8 @@ import errno
 import json
 import os
 import platform
-import socket
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from nest_fn.config import Config
 from nest_fn.config.writer import to_text
 
 from .errors import CheckpointError, UsageError
+from .lock import Lock
 
 
 class RunFolder:
@@ -32,48 +31,23 @@ class RunFolder:
         self.path = Path(path)
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
-        self._lock = self.path / "lock"
+        self._lock = Lock(self.path / "lock")
 
     def open(self) -> None:
-        """Make the folder and lock it. Raises ``UsageError`` if it cannot be written or another process holds it."""
+        """Make the folder and lock it. Raises ``UsageError`` if it cannot be written, ``CheckpointError`` if held."""
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            mine = self.path / f"lock.{os.getpid()}"
-            mine.write_text(f"{os.getpid()} {socket.gethostname()}")
-            try:
-                self._take(mine)
-            finally:
-                mine.unlink()
+            holder = self._lock.take()
         except OSError as error:
             raise UsageError(f"run folder {self.path}: {error.strerror}; choose another with --folder.") from error
-
-    def _take(self, mine: Path) -> None:
-        """Make the lock a link to a file that is already written, so that nobody reads half of it."""
-        while True:
-            try:
-                os.link(mine, self._lock)
-                return
-            except FileExistsError:
-                self._remove_stale_lock()
-
-    def _remove_stale_lock(self) -> None:
-        """Take away the lock of a process of this machine that has ended; refuse any other."""
-        try:
-            pid, host = self._lock.read_text().split()
-        except (OSError, ValueError):
-            pid, host = "0", socket.gethostname()
-        if host == socket.gethostname() and (pid in ("0", str(os.getpid())) or not _alive(int(pid))):
-            self._lock.unlink(missing_ok=True)
-            return
-        raise CheckpointError(
-            f"run folder {self.path}: process {pid} on {host} is writing here; stop it, or choose another with "
-            f"--folder (if it is gone, remove {self._lock})."
-        )
+        if holder is not None:
+            raise CheckpointError(
+                f"run folder {self.path}: {holder} is writing here; stop it, or choose another with --folder."
+            )
 
     def close(self) -> None:
-        """Give the lock back. Where that is forbidden it stays, and is stale as soon as this process has ended."""
-        with suppress(OSError):
-            self._lock.unlink(missing_ok=True)
+        """Give the lock back."""
+        self._lock.release()
 
     def describe(self, cfg: Config, command: list[str], data: Mapping[str, Any]) -> None:
         """Write down what the run was started with."""
@@ -127,17 +101,3 @@ def environment() -> dict[str, Any]:
         "devices": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "executable": sys.executable,
     }
-
-
-def _alive(pid: int) -> bool:
-    """Whether a process runs. One that was killed and not yet collected by its parent does not (Linux)."""
-    with suppress(OSError, IndexError):
-        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("Z", "X"):
-            return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
