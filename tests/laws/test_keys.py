@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -48,10 +49,10 @@ def blocks_read(monkeypatch: pytest.MonkeyPatch, example: Example) -> Counter[tu
     read: Counter[tuple[int, int]] = Counter()
     words = random._words
 
-    def watched(keys: torch.Tensor, blocks: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def watched(keys: torch.Tensor, blocks: torch.Tensor, *schedule: Any) -> tuple[torch.Tensor, ...]:
         seeds, positions = torch.broadcast_tensors(keys[..., :1], keys[..., 1:] + blocks)
         read.update(zip(seeds.flatten().tolist(), positions.flatten().tolist(), strict=True))
-        return words(keys, blocks)
+        return words(keys, blocks, *schedule)
 
     monkeypatch.setattr(random, "_words", watched)
     run(example, 1)
