@@ -22,7 +22,7 @@ from nest_fn.config.training import AugmentConfig
 from nest_fn.layers import random
 from nest_fn.layers.types import Key, Tensor
 
-from .mix_plan import MixPlan, Parts, plan_mix, words_needed
+from .mix_plan import MixPlan, Parts, at_places, plan_mix, words_needed
 from .rooms import reverberate
 
 _SCALE = 2.0**-15  # of an int16 step, with full scale at 1
@@ -46,8 +46,10 @@ def augment(
     ``cfg.rir_prob``.
 
     ``pool`` (default: the batch) maps ``audio``, ``audio_len``, ``row``, ``weight`` of the rows from which other
-    speakers are taken. Where a batch is spread over ranks or micro-batches, pass all of its rows, gathered as int16 in
-    any order: the mixtures are then the same however it is spread. Raises ``TypeError``, ``ValueError``.
+    speakers are taken. Where a batch is spread over ranks or micro-batches, pass all of its rows in any order: the
+    mixtures are then the same however it is spread. ``place`` int64 ``[P]`` among them says in which row of the pool's
+    ``audio`` each of the ``P`` rows stands, if only those that are wanted are at hand (``mates.py``). Raises
+    ``TypeError``, ``ValueError``.
     """
     _check(batch, cfg, key, rirs)
     pool = batch if pool is None else pool
@@ -75,13 +77,32 @@ def _mix(
     rirs: Tensor | None,
 ) -> Tensor:
     """The noisy signal ``[B, N]``."""
-    words = _draw(key, batch["utterance"], _ROOM_WORDS + words_needed(cfg))
+    if key is None:
+        raise ValueError(
+            "augment: mixing draws and needs key=; pass one, or set prob, rir_prob and keep_raw_noise off."
+        )
+    room, words = draw_words(key, batch["utterance"], cfg)
     speech = audio
     if cfg.rir_prob > 0 and rirs is not None:
-        speech = reverberate(audio, batch["audio_len"], rirs, words[:, :_ROOM_WORDS], cfg.rir_prob)
+        speech = reverberate(audio, batch["audio_len"], rirs, room, cfg.rir_prob)
     if cfg.prob == 0 and not cfg.keep_raw_noise:
         return speech
-    return mix_parts(speech, batch["noise"], pool["audio"], plan_mix(words[:, _ROOM_WORDS:], batch, pool, cfg))
+    plan = plan_mix(words, batch, pool, cfg)
+    if "place" in pool:
+        plan = at_places(plan, pool["place"], speech.shape[0])
+    return mix_parts(speech, batch["noise"], pool["audio"], plan)
+
+
+def split_key(key: Key) -> tuple[Key, Key]:
+    """A step's key into that of the mixture and that of the model."""
+    mixing, model = random.split(key, 2).unbind(0)
+    return mixing, model
+
+
+def draw_words(key: Key, utterance: Tensor, cfg: AugmentConfig) -> tuple[Tensor, Tensor]:
+    """All draws of a mixture: utterances int64 ``[B]`` -> words for the room and for ``plan_mix``, ``[B, ...]``."""
+    words = random.bits(random.fold_in(key, utterance), (utterance.shape[0], _ROOM_WORDS + words_needed(cfg)))
+    return words[:, :_ROOM_WORDS], words[:, _ROOM_WORDS:]
 
 
 def mix_parts(speech: Tensor, noise: Tensor, others: Tensor, plan: MixPlan) -> Tensor:
@@ -151,15 +172,6 @@ def _place_in_row(noise: Tensor, others: Tensor, parts: list[_Part], low: int, h
             clip, first = clip.roll(-first).repeat(-(-size // period)), 0
         placed[begin - low : begin - low + size] = clip[first : first + size]
     return placed
-
-
-def _draw(key: Key | None, utterance: Tensor, count: int) -> Tensor:
-    """Words of each utterance: ``[B] -> int64 [B, count]``."""
-    if key is None:
-        raise ValueError(
-            "augment: mixing draws and needs key=; pass one, or set prob, rir_prob and keep_raw_noise off."
-        )
-    return random.bits(random.fold_in(key, utterance), (utterance.shape[0], count))
 
 
 def _check(batch: Mapping[str, Tensor], cfg: AugmentConfig, key: Key | None, rirs: Tensor | None) -> None:

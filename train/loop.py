@@ -21,7 +21,8 @@ from .data import Dataset, RawBatch, batches
 from .errors import CheckpointError, CollapseError
 from .failures import failure, memory_told, named, utterances
 from .launch import SINGLE, Job, code_digest
-from .micro_batches import micro_batches, speakers, to_device
+from .mates import gather_mates
+from .micro_batches import micro_batches, to_device
 from .run import TRAIN, VALID, Reporter, Run, announce, compiled, data_record, open_run
 from .run_folder import RunFolder
 from .signals import Stopped, StopRequest, stop_requests
@@ -194,7 +195,7 @@ def _step(run: Run, progress: _Progress, step: Any, raw: RawBatch, key: Key) -> 
     try:
         with memory_told(raw, run.cfg, run.device):
             batch = to_device(raw, run.device)
-            pool = speakers(batch, run.cfg.data.augment, run.ranks)
+            pool = gather_mates(raw, batch["audio"], run.cfg.data.augment, step_key, run.ranks)
             parts = micro_batches(batch, run.cfg.trainer.accumulate, pool)
             progress.ts, values = step(progress.ts, parts, step_key)
     except RefusedUpdate as refused:
@@ -261,7 +262,7 @@ def _validate(run: Run, progress: _Progress, evaluate: Any, stop: StopRequest) -
         return
     valid, stopped = run.valid, False
     started = time.monotonic()
-    ts = progress.ts
+    ts, key = progress.ts, random.fold_in(run.key, VALID)
 
     def until_stopped() -> Iterator[dict[str, Any]]:
         nonlocal stopped
@@ -272,10 +273,11 @@ def _validate(run: Run, progress: _Progress, evaluate: Any, stop: StopRequest) -
             if stopped or raw is None:
                 return
             batch = to_device(raw, run.device)
-            yield batch | {"pool": speakers(batch, run.cfg.data.augment, run.ranks)}
+            pool = gather_mates(raw, batch["audio"], run.cfg.data.augment, key, run.ranks)
+            yield batch if pool is None else batch | {"pool": pool}
 
     params = whole_params(ts.ema or ts.params, run.sharding)
-    found = validate(evaluate, params, ts.state, until_stopped(), random.fold_in(run.key, VALID), run.ranks)
+    found = validate(evaluate, params, ts.state, until_stopped(), key, run.ranks)
     if stopped:
         return
     took = round(time.monotonic() - started, 3)

@@ -6,11 +6,9 @@ from typing import Any
 
 import torch
 
-from nest_fn.config.training import AugmentConfig
 from nest_fn.layers.types import Tensor
 
 from .data import RawBatch
-from .ranks import Ranks
 
 TENSORS = ("audio", "audio_len", "noise", "noise_len", "row", "utterance", "weight")
 POOL = ("audio", "audio_len", "row", "weight")
@@ -19,17 +17,6 @@ POOL = ("audio", "audio_len", "row", "weight")
 def to_device(raw: RawBatch, device: torch.device) -> dict[str, Tensor]:
     """The tensors of a batch on the device."""
     return {name: raw[name].to(device, non_blocking=True) for name in TENSORS}  # type: ignore[literal-required]
-
-
-def speakers(batch: dict[str, Tensor], cfg: AugmentConfig, ranks: Ranks) -> dict[str, Tensor]:
-    """The rows that other speakers are taken from: those of all ranks, so that mixtures do not depend on their number.
-
-    Gathered only where speakers are mixed in at all, and ``across_ranks`` allows it.
-    """
-    own = {name: batch[name] for name in POOL}
-    if ranks.alone or not cfg.across_ranks or cfg.prob == 0 or cfg.noise_ratio == 1:
-        return own
-    return {name: ranks.gather(leaf).flatten(0, 1) for name, leaf in own.items()}
 
 
 def micro_batches(batch: dict[str, Tensor], parts: int, pool: dict[str, Tensor] | None = None) -> list[dict[str, Any]]:

@@ -41,7 +41,12 @@ class MixPlan(NamedTuple):
 
 def words_needed(cfg: AugmentConfig) -> int:
     """How many words ``plan_mix`` wants for each row."""
-    return _ROW_WORDS + _PART_WORDS * cfg.max_num_segments + _speakers(cfg)
+    return _ROW_WORDS + _PART_WORDS * cfg.max_num_segments + speakers_heard(cfg)
+
+
+def speakers_heard(cfg: AugmentConfig) -> int:
+    """Speakers that can be heard in one row: a row with fewer parts than speakers uses the first ones."""
+    return min(cfg.max_num_speakers, cfg.max_num_segments)
 
 
 def plan_mix(words: Tensor, batch: Mapping[str, Tensor], pool: Mapping[str, Tensor], cfg: AugmentConfig) -> MixPlan:
@@ -51,8 +56,10 @@ def plan_mix(words: Tensor, batch: Mapping[str, Tensor], pool: Mapping[str, Tens
     """
     length = batch["audio_len"]
     apply, kind, rate, level, segments, speakers = words[:, :_ROW_WORDS].unbind(-1)
-    begins, firsts, again, sizes = words[:, _ROW_WORDS : -_speakers(cfg)].unflatten(-1, (_PART_WORDS, -1)).unbind(1)
-    mates, others = _draw_mates(words[:, -_speakers(cfg) :], batch["row"], pool)
+    begins, firsts, again, sizes = (
+        words[:, _ROW_WORDS : -speakers_heard(cfg)].unflatten(-1, (_PART_WORDS, -1)).unbind(1)
+    )
+    mates, others = _draw_mates(words[:, -speakers_heard(cfg) :], batch["row"], pool)
 
     mixed = (share(apply) < cfg.prob) & (batch["weight"] > 0) & (length > 0)
     is_noise = (share(kind) < cfg.noise_ratio) | (others == 0)
@@ -73,6 +80,13 @@ def plan_mix(words: Tensor, batch: Mapping[str, Tensor], pool: Mapping[str, Tens
     return MixPlan(parts, mixed, torch.where(is_noise, in_noise, in_speech).to(torch.float32))
 
 
+def at_places(plan: MixPlan, place: Tensor, rows: int) -> MixPlan:
+    """The plan where row ``p`` of the pool stands at ``place[p]`` of what is at hand: int64 ``[P]``."""
+    source = plan.parts.source
+    found = rows + place[(source - rows).clamp(min=0)]
+    return plan._replace(parts=plan.parts._replace(source=torch.where(source < rows, source, found)))
+
+
 def share(word: Tensor) -> Tensor:
     """A word as a float64 in [0, 1)."""
     return word.to(torch.float64) * 2.0**-32
@@ -86,11 +100,6 @@ def between(word: Tensor, low: float, high: float) -> Tensor:
 def integer(word: Tensor, low: int, high: int | Tensor) -> Tensor:
     """Uniform integers in ``[low, high)``."""
     return low + ((word * (high - low)) >> 32)
-
-
-def _speakers(cfg: AugmentConfig) -> int:
-    """Speakers that can be heard: a row with fewer parts than speakers uses the first ones."""
-    return min(cfg.max_num_speakers, cfg.max_num_segments)
 
 
 def _draw_mates(words: Tensor, row: Tensor, pool: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -44,6 +44,14 @@ class Ranks:
             return self.gather(x.contiguous().view(torch.uint8)).view(torch.int16)
         return _ready(collectives.all_gather_tensor(x[None].contiguous(), 0, _group()))
 
+    def exchange(self, rows: Tensor, sent: list[int], came: list[int]) -> Tensor:
+        """Rows for each rank in turn, ``sent[r]`` for rank ``r`` -> the ``came[r]`` that rank ``r`` sent here."""
+        if self.alone:
+            return rows
+        if rows.dtype == torch.int16:
+            return self.exchange(rows.contiguous().view(torch.uint8), sent, came).view(torch.int16)
+        return _ready(collectives.all_to_all_single(rows.contiguous(), came, sent, _group()))
+
     def total(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The sum of each leaf over the ranks; one collective for all leaves of a type."""
         if self.alone:

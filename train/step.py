@@ -13,12 +13,11 @@ from typing import Any, NamedTuple
 import torch
 
 from nest_fn.config import Config
-from nest_fn.layers import random
 from nest_fn.layers.tree import fill, flatten, tree_map
 from nest_fn.layers.types import Key, Params, State, Tensor
 from nest_fn.model import init, loss_sum
 
-from .augment import augment
+from .augment import augment, split_key
 from .errors import NonFiniteError
 from .optimizer import Optimizer, make_optimizer, scale
 from .ranks import Ranks
@@ -106,7 +105,7 @@ def training_loss(cfg: Config, rirs: Tensor | None = None, sharding: Sharding = 
 
 def mixed(raw: Mapping[str, Any], cfg: Config, key: Key, rirs: Tensor | None) -> tuple[dict[str, Tensor], Key]:
     """What the model hears of ``raw`` in a step, and the model's own key."""
-    mixing, model = random.split(key, 2).unbind(0)
+    mixing, model = split_key(key)
     batch = augment(raw, cfg.data.augment, mixing, rirs, pool=raw.get("pool"))
     batch["row"] = raw["utterance"]
     return batch, model

@@ -8,13 +8,12 @@ from typing import Any
 import torch
 
 from nest_fn.config import Config
-from nest_fn.layers import random
 from nest_fn.layers.lengths import valid_mask
 from nest_fn.layers.types import Key, Params, State, Tensor
 from nest_fn.loss import token_mask
 from nest_fn.model import forward, token_histogram
 
-from .augment import augment
+from .augment import augment, split_key
 from .measures import Sums, add, report
 from .ranks import ALONE, Ranks
 
@@ -30,7 +29,7 @@ def make_evaluate(cfg: Config, rirs: Tensor | None = None) -> Evaluate:
 
     @torch.no_grad()
     def evaluate(params: Params, state: State, raw: Mapping[str, Any], key: Key) -> Sums:
-        mixing, model = random.split(key, 2).unbind(0)
+        mixing, model = split_key(key)
         batch = augment(raw, cfg.data.augment, mixing, rirs, pool=raw.get("pool"))
         batch["row"] = raw["utterance"]
         output, _ = forward(params, state, batch, cfg, key=model, train=False)

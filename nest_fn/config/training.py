@@ -23,7 +23,6 @@ class AugmentConfig:
     min_num_speakers: int = 1
     max_num_speakers: int = 1
     rir_prob: float = 0.0  # share of utterances convolved with a room impulse response
-    across_ranks: bool = True  # other speakers come from the batch of all ranks; False: of one's own, sparing a gather
     keep_raw_noise: bool = False  # True: untouched rows keep their noise at its raw gain, as the reference (Q32)
 
 

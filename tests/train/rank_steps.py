@@ -18,7 +18,8 @@ from nest_fn.layers import random
 from nest_fn.layers.tree import flatten, tree_map
 from nest_fn.train.data import batches, open_dataset
 from nest_fn.train.launch import Job, joined
-from nest_fn.train.micro_batches import micro_batches, speakers, to_device
+from nest_fn.train.mates import gather_mates
+from nest_fn.train.micro_batches import micro_batches, to_device
 from nest_fn.train.sharding import Sharding, make_sharding
 from nest_fn.train.spread import cut, whole
 from nest_fn.train.step import TrainState, init_train_state, make_step, training_loss
@@ -49,9 +50,9 @@ def run(cfg: Config, job: Job, steps: int) -> dict[str, Any]:
     stream = batches(open_dataset(cfg.data, 0), rank=ranks.rank, world=ranks.world, parts=parts)
     lines = []
     for number in range(steps):
-        raw = to_device(next(stream), CPU)
-        cuts = micro_batches(raw, parts, speakers(raw, cfg.data.augment, ranks))
-        ts, metrics = step(ts, cuts, random.fold_in(random.key(1), number))
+        raw, key = next(stream), random.fold_in(random.key(1), number)
+        pool = gather_mates(raw, raw["audio"], cfg.data.augment, key, ranks)
+        ts, metrics = step(ts, micro_batches(to_device(raw, CPU), parts, pool), key)
         lines.append({name: metrics[name].double() for name in ("loss_sum", "masked_tokens", "grad_norm")})
     held = sum(leaf.numel() for leaf in flatten(ts.params).values())
     return {"lines": lines, "leaves": leaves(whole(ts, sharding)), "cut": len(sharding.cut), "held": held}

@@ -224,8 +224,8 @@ def test_a_full_disk_is_told(tmp_path: Path) -> None:
 def test_a_setting_that_an_older_version_did_not_know_is_no_change(tmp_path: Path) -> None:
     cfg = _config()
     settings = recorded(cfg)
-    del settings["trainer"]["skip_nonfinite"], settings["data"]["augment"]["across_ranks"]
+    del settings["trainer"]["skip_nonfinite"], settings["data"]["augment"]["rir_prob"]
     settings["optim"]["sched"] = None
     whole = _completed(settings, recorded(Config()))
-    assert whole["trainer"]["skip_nonfinite"] == 0 and whole["data"]["augment"]["across_ranks"] is True
+    assert whole["trainer"]["skip_nonfinite"] == 0 and whole["data"]["augment"]["rir_prob"] == 0
     assert whole["optim"]["sched"] is None and whole["optim"]["lr"] == cfg.optim.lr
