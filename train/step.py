@@ -41,12 +41,16 @@ class TrainState(NamedTuple):
 class RefusedUpdate(NonFiniteError):
     """An update that was not made: its loss or gradient norm is not finite, or the norm is above ``skip_norm``."""
 
-    def __init__(self, ts: TrainState, metrics: Metrics, grads: Mapping[str, Tensor], skip_norm: float) -> None:
+    def __init__(
+        self, ts: TrainState, metrics: Metrics, grads: Mapping[str, Tensor], skip_norm: float, ranks: Ranks
+    ) -> None:
         self.step, self.metrics = ts.step, metrics
         self.loss = float(metrics["loss_sum"]) / max(float(metrics["masked_tokens"]), 1.0)  # nats
         self.norm = float(metrics["grad_norm"])
         self.finite = isfinite(self.loss) and isfinite(self.norm)
-        self.wrong = [path for path, grad in grads.items() if not bool(torch.isfinite(grad).all())]
+        bad = torch.stack([(~torch.isfinite(grad)).any().to(torch.float32) for grad in grads.values()])
+        everywhere = ranks.total({"bad": bad})["bad"].tolist()  # of a leaf that is cut each rank sees its rows alone
+        self.wrong = [path for path, count in zip(grads, everywhere, strict=True) if count > 0]
         above = f" above trainer.skip_norm {skip_norm:g}" if self.finite else ""
         super().__init__(
             f"step {ts.step}: loss {self.loss:g}, gradient norm {self.norm:g}{above}; nothing was updated."
@@ -144,7 +148,7 @@ def make_step(
         norm = sharding.norm(grads) * factor
         total |= {"grad_norm": norm, "lr": torch.tensor(schedule(ts.step), dtype=torch.float64)}
         if not _acceptable(total["loss_sum"], norm, cfg.trainer.skip_norm):
-            raise RefusedUpdate(ts, total, grads, cfg.trainer.skip_norm)
+            raise RefusedUpdate(ts, total, grads, cfg.trainer.skip_norm, sharding.ranks)
         if cfg.trainer.clip_norm > 0:
             factor = factor * (cfg.trainer.clip_norm / (norm + 1e-6)).clamp(max=1.0)
         return _update(ts, state, scale(grads, factor), optimizer, schedule, cfg, donate), total
