@@ -81,14 +81,17 @@ def check_same(what: str, given: Any, wanted: Any) -> None:
 
 def first_confused(given: Any, wanted: Any, path: str = "") -> str | None:
     """Where one of two trees with the same dotted paths has a list and the other a dict, in words; else None."""
-    if not isinstance(wanted, Mapping | list | tuple) or not wanted:
+    if not isinstance(wanted, Mapping | list | tuple):
         return None
     if isinstance(given, Mapping) != isinstance(wanted, Mapping):
         have, want = (("dict" if isinstance(tree, Mapping) else "list") for tree in (given, wanted))
         return f"'{path}' is a {have}, it should be a {want}"
-    names = wanted if isinstance(wanted, Mapping) else range(len(wanted))
-    below = (first_confused(given[name], wanted[name], f"{path}.{name}" if path else str(name)) for name in names)
-    return next((found for found in below if found), None)
+    for name, child in wanted.items() if isinstance(wanted, Mapping) else enumerate(wanted):
+        if flatten(child):  # an empty branch has no path
+            found = first_confused(given[name], child, f"{path}.{name}" if path else str(name))
+            if found:
+                return found
+    return None
 
 
 def _describe(leaf: Any) -> str:

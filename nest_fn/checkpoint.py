@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nest_fn.layers.tree import flatten
+from nest_fn.layers.tree import first_confused, flatten
 from nest_fn.layers.types import Params, State, Tensor
 
 from .checkpoint_files import (
@@ -35,7 +35,7 @@ from .errors import CheckpointError
 from .model import abstract
 from .replace import present, replacing
 from .structure import leaves_of, outline, rebuild
-from .tensor_files import SUFFIXES, read_tensors, size_of, write_tensors
+from .tensor_files import SUFFIXES, check_writable, read_tensors, size_of, write_tensors
 
 __all__ = [
     "META",
@@ -71,6 +71,7 @@ def save_file(path: str | Path, params: Params, state: State, cfg: Config, step:
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise ValueError(f"save_file: '{path.name}' must end in {' or '.join(SUFFIXES)}.")
+    check_writable(path)
     check_trees("save_file", params, state, cfg)
     trees = {"params": params, "state": state}
     leaves = leaves_of(trees)
@@ -115,14 +116,17 @@ def check_trees(what: str, params: Params, state: State, cfg: Config) -> None:
 
     Dtypes are free: a model may be kept in half precision.
     """
-    wanted = flatten(dict(zip(("params", "state"), abstract(cfg), strict=True)))
-    given = flatten({"params": params, "state": state})
+    trees = {"params": params, "state": state}
+    template = dict(zip(trees, abstract(cfg), strict=True))
+    wanted, given = flatten(template), flatten(trees)
     problems = [f"'{path}' {list(leaf.shape)} is missing" for path, leaf in wanted.items() if path not in given]
     problems += [f"'{path}' has no place in its config" for path in given if path not in wanted]
     for path in wanted.keys() & given.keys():
         have, want = list(given[path].shape), list(wanted[path].shape)
         if have != want:
             problems.append(f"'{path}' is {have}, its config wants {want}")
+    confused = None if problems else first_confused(trees, template)
+    problems += [confused] if confused else []
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ValueError(f"{what}: {'; '.join(sorted(problems)[:5])}{more}.")

@@ -15,7 +15,6 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -30,6 +29,7 @@ from .config import Config
 from .config.model import PreprocessorConfig
 from .encoder import LOCAL, encode
 from .errors import ExportError
+from .extras import load_extra
 from .features import log_mel
 
 Source = Literal["features", "audio"]
@@ -116,7 +116,7 @@ def export_onnx(
             )  # fmt: skip
             assert made is not None
             made.save(path)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError, ImportError, AttributeError) as error:
         raise ExportError(f"{path}: cannot be written as ONNX: {_first_line(error)} Try .pt2.") from error
 
 
@@ -126,9 +126,11 @@ def check_target(path: str | Path, suffix: str | None = None) -> str:
     wanted = SUFFIXES if suffix is None else (suffix,)
     if found not in wanted:
         raise ExportError(f"{path}: cannot be exported as '{found}'; choose {' or '.join(wanted)}.")
-    missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
-    if found == ".onnx" and missing:
-        raise ExportError(f"{path}: wants {' and '.join(missing)}; pip install 'nest-fn[export]', or write .pt2.")
+    try:
+        for package in ("onnx", "onnxscript") if found == ".onnx" else ():
+            load_extra(package)
+    except ImportError as error:
+        raise ExportError(f"{path}: {error}, or write .pt2.") from error
     return found
 
 

@@ -277,6 +277,8 @@ def check_batch(batch: Any) -> None:
             "pad both to one width."
         )
     count = batch[given[0]].shape[0]
+    if count == 0:
+        raise ValueError(f"batch: {given[0]} is {list(batch[given[0]].shape)}, no row; leave an empty batch out.")
     if "row" in batch:
         check_rows("batch: row", batch["row"], count)
     if "weight" in batch and tuple(batch["weight"].shape) != (count,):

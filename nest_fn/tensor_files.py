@@ -6,10 +6,10 @@ nothing else (``weights_only=True``); every record's CRC is compared too, which 
 
 from __future__ import annotations
 
+import importlib
 import zipfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,6 +18,7 @@ import torch
 from nest_fn.layers.types import Tensor
 
 from .errors import CheckpointError
+from .extras import load_extra
 
 SUFFIXES = (".safetensors", ".pt")
 _CHUNK = 1 << 22  # bytes
@@ -25,7 +26,17 @@ _CHUNK = 1 << 22  # bytes
 
 def usual_suffix() -> str:
     """The suffix to write where the user has not chosen one."""
-    return ".safetensors" if find_spec("safetensors") else ".pt"
+    try:
+        _package()
+    except ImportError:
+        return ".pt"
+    return ".safetensors"
+
+
+def check_writable(path: Path) -> None:
+    """Raise ``CheckpointError`` if the suffix wants a package that is not there."""
+    if path.suffix == ".safetensors":
+        _safetensors(path)
 
 
 def size_of(leaves: Mapping[str, Tensor]) -> int:
@@ -139,10 +150,15 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _safetensors(path: Path) -> Any:
     try:
-        import safetensors.torch
+        return _package()
     except ImportError as error:
-        raise CheckpointError(f"{path}: wants the package safetensors; pip install safetensors.") from error
-    return safetensors
+        raise CheckpointError(f"{path}: {error}; or use .pt.") from error
+
+
+def _package() -> Any:
+    package = load_extra("safetensors")
+    importlib.import_module("safetensors.torch")  # an attribute of the package from now on
+    return package
 
 
 def _own(leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:

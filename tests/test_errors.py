@@ -252,6 +252,10 @@ MODEL: dict[str, tuple[Call, str]] = {
         lambda: seen(loss, batch(weight=torch.ones(3)), key=K),
         r"batch: weight is \[3\]; want one number a row, \[2\]",
     ),
+    "loss, no row": (
+        lambda: seen(loss, {name: value[:0] for name, value in batch().items()}, key=K),
+        r"batch: audio is \[0, 16000\], no row; leave an empty batch out",
+    ),
     "loss, key": (lambda: seen(loss, batch()), "needs key=; pass one, or train=False"),
     "loss, another config": (
         lambda: loss(*model()[:2], batch(), model("mask_position=post_conv")[2], key=K),

@@ -128,6 +128,22 @@ def no_global_randomness(tree: ast.Module) -> list[Finding]:
     return found
 
 
+_WALL_CLOCK = re.compile(
+    r"^time\.(time(_ns)?|localtime|gmtime|ctime|asctime|strftime)$|(^|\.)(datetime|date)\.(now|utcnow|today)$|mtime|ctime$"
+    r"|^os\.(urandom|getrandom)$|^(secrets|uuid)(\.|$)"
+)
+_SEEDED = re.compile(r"(^|\.)(default_rng|Philox|SeedSequence|PCG64|RandomState)$")  # from the system if not told
+
+
+def no_wall_clock(tree: ast.Module) -> list[Finding]:
+    """Nothing is named that jumps with the clock or that the system draws, and no generator is without its seed."""
+    named = [(n.lineno, _called(n)) for n in ast.walk(tree) if isinstance(n, ast.Attribute)]
+    named += [(statement.lineno, target) for statement, target in imported(tree, "module")]
+    found = [(line, f"names {name}") for line, name in named if _WALL_CLOCK.search(name)]
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and not node.args and not node.keywords]
+    return found + [(c.lineno, f"{_called(c.func)} without a seed") for c in calls if _SEEDED.search(_called(c.func))]
+
+
 def no_calls(tree: ast.Module, pattern: str) -> list[Finding]:
     """No call whose dotted name matches the pattern."""
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
@@ -178,6 +194,11 @@ def test_the_core_never_waits_for_the_device() -> None:
     """``.item()`` reads a tensor on the host: it breaks compiled graphs and vmap."""
     core = [path for path in sources("layers", "nest_fn") if path.parent.name in ("layers", "nest_fn")]
     _check(core, lambda _, tree: no_calls(tree, r"\.item$"))
+
+
+def test_nothing_follows_the_clock_of_the_wall() -> None:
+    """Times are differences of ``time.monotonic``, and no number follows from the hour or from the system (G3)."""
+    _check(LIBRARY, lambda _, tree: no_wall_clock(tree))
 
 
 @pytest.mark.parametrize("name", ["layers", "train", "configs"])
@@ -243,6 +264,31 @@ def test_rule_fires_on_randomness(source: str) -> None:
 def test_rule_allows_randomness_from_keys() -> None:
     tree = ast.parse("from . import random\nrandom.uniform(key, [3])\nrandom.normal(key, [3])\ndropout(x, key=key)")
     assert not no_global_randomness(tree)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "x = time.time()",
+        "def f(clock=time.time): ...",
+        "from time import time",
+        "datetime.datetime.now()",
+        "date.today()",
+        "path.stat().st_mtime",
+        "os.path.getmtime(p)",
+        "import uuid",
+        "os.urandom(8)",
+        "np.random.default_rng()",
+        "Generator(Philox())",
+    ],
+)
+def test_rule_fires_on_the_clock_of_the_wall(source: str) -> None:
+    assert no_wall_clock(ast.parse(source))
+
+
+def test_rule_allows_differences_of_time_and_seeds() -> None:
+    source = "import time\nfrom datetime import timedelta\ntime.monotonic()\ntime.perf_counter()\nPhilox(3)\nmy.time()"
+    assert not no_wall_clock(ast.parse(source))
 
 
 def test_other_rules_fire() -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from nest_fn import Config
 from nest_fn.layers.tree import count
@@ -17,8 +20,11 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.DOTALL)
+GUIDES = ["README.md", "docs/scaling.md", "docs/reproducibility.md"]
+
+
+def blocks(language: str, text: str = TEXT) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
 @pytest.mark.parametrize("code", blocks("python"))
@@ -26,16 +32,43 @@ def test_python_runs(code: str) -> None:
     exec(compile(code, "README.md", "exec"), {})
 
 
-def test_commands_are_understood() -> None:
-    lines = "\n".join(blocks("sh")).splitlines()
-    spoken = [line for line in lines if line.startswith("nest-fn")] + re.findall(r"`(nest-fn [a-z][^`]*)`", TEXT)
-    spoken += [line.partition("-m ")[2] for line in lines if line.startswith("torchrun")]
-    assert len(spoken) >= 5
-    for line in spoken:
-        words = shlex.split(line, comments=True)[1:]
+def _container(job: str) -> dict[str, Any]:
+    """The one container of a Kubernetes Job."""
+    (container,) = yaml.safe_load(job)["spec"]["template"]["spec"]["containers"]
+    return dict(container)
+
+
+def spoken(text: str) -> list[list[str]]:
+    """The arguments of every command of this library in a page's blocks and in its lines."""
+    shell = re.sub("```yaml.*?```", "", text, flags=re.DOTALL)
+    folded = [line for block in blocks("yaml", text) for line in _container(block)["args"]]
+    joined = "\n".join([*blocks(r"\w*", shell), *folded]).replace("\\\n", " ")
+    lines = [line for line in joined.splitlines() if line.startswith("nest-fn ") or "-m nest_fn" in line]
+    lines += re.findall(r"`(nest-fn [a-z][^`]*)`", text)
+    words = [shlex.split(line.partition("-m ")[2] if "-m nest_fn" in line else line, comments=True) for line in lines]
+    return [line[1:] for line in words]
+
+
+@pytest.mark.parametrize("page", GUIDES)
+def test_commands_are_understood(page: str) -> None:
+    found = spoken((ROOT / page).read_text(encoding="utf-8"))
+    assert len(found) >= {"README.md": 5, "docs/scaling.md": 4}.get(page, 0), found
+    for words in found:
         if words in (["data", "validate"], ["config", "diff"]):  # named without their arguments
             continue
-        cli._parser().parse_args(words)
+        args = cli._read(words)
+        if args.run_command is cli._pretrain:
+            assert cli.read_config(args).data.train or "data.train" not in " ".join(words)
+
+
+def test_blocks_of_other_languages_parse() -> None:
+    text = (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
+    (job,) = blocks("yaml", text)
+    (line,) = _container(job)["args"]
+    assert yaml.safe_load(job)["kind"] == "Job" and line.startswith("exec torchrun ") and "-m nest_fn.train" in line
+    (script,) = blocks("bash", text)
+    done = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_links_lead_somewhere() -> None:

@@ -20,6 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nest_fn.extras import load_extra
+
 from .errors import DataError, UsageError
 from .wav import IEEE_FLOAT, Source, Span, read_wav, wav_info
 
@@ -184,13 +186,9 @@ def _soundfile(source: Source) -> Iterator[Any]:
 def _import_soundfile() -> Any:
     """The optional package that reads everything but WAV."""
     try:
-        import soundfile
-    except (ImportError, OSError) as error:
-        raise UsageError(
-            'only WAV is read without the package soundfile; install the extra: pip install "nest-fn[audio]" '
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
-        ) from error
-    return soundfile
+        return load_extra("soundfile")
+    except ImportError as error:
+        raise UsageError(f"only WAV is read without soundfile: {error}") from error
 
 
 def _span_bytes(span: Span) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from itertools import islice
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nest_fn.config.training import DataConfig
+from nest_fn.extras import has_extra
 
 from .data import Dataset, batches, open_dataset
 from .draws import stream_key, uniform, words
@@ -55,12 +55,12 @@ def loader_throughput(dataset: Dataset, count: int, *, epoch: int = 0) -> Throug
 def loader_rates(folder: Path, minutes: float = 4.0, repeats: int = 3) -> dict[str, float]:
     """Audio-seconds a core-second of one worker, best of ``repeats``, over made-up clips written to ``folder``.
 
-    Keys: ``wav``, ``wav_noise``, and ``flac``, ``flac_noise`` where soundfile is installed. The clips are low-passed
+    Keys: ``wav``, ``wav_noise``, and ``flac``, ``flac_noise`` where soundfile can be used. The clips are low-passed
     noise whose level changes like that of speech.
     """
     noise = _write_clips(folder, "noise", 12, ".wav")
     rates: dict[str, float] = {}
-    for suffix in (".wav", ".flac") if importlib.util.find_spec("soundfile") else (".wav",):
+    for suffix in (".wav", ".flac") if has_extra("soundfile") else (".wav",):
         clean = _write_clips(folder, "clean", max(1, round(minutes * 60 / _CLIP)), suffix)
         for name, noises in ((suffix[1:], ()), (f"{suffix[1:]}_noise", (noise,))):
             dataset = open_dataset(DataConfig(train=(clean,), noise=noises, num_workers=1), seed=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import shlex
 import sys
@@ -19,6 +20,8 @@ from .errors import NestError, UsageError, exit_code
 EPILOG = """exit codes: 0 done, 1 failure, 2 usage or config, 3 data, 4 checkpoint, 5 not finite, 6 distributed,
 75 saved after SIGTERM or SIGUSR1 (start again to go on), 130 Ctrl-C"""
 
+_NO_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)  # of any file
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code. Errors that have a remedy are one message, never a traceback."""
@@ -29,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except (NestError, ConfigError, OSError) as error:
         _tell(f"error: {error}")
-        return UsageError.exit_code if isinstance(error, FileNotFoundError) else exit_code(error)
+        unknown = isinstance(error, FileNotFoundError) or getattr(error, "errno", None) in _NO_NAMES
+        return UsageError.exit_code if unknown else exit_code(error)
     except KeyboardInterrupt as error:
         _tell("stopped")
         return exit_code(error)

@@ -14,13 +14,7 @@ from typing import NamedTuple
 import torch
 
 import nest_fn
-
-EXTRAS = {
-    "audio": ("soundfile",),
-    "viz": ("matplotlib",),
-    "log": ("tensorboard",),
-    "export": ("safetensors", "onnx"),
-}
+from nest_fn.extras import EXTRAS, load_extra
 
 
 class Finding(NamedTuple):
@@ -35,8 +29,8 @@ def examine(folder: str | Path = ".") -> Iterator[Finding]:
     yield from _versions()
     yield from _devices()
     for extra, packages in EXTRAS.items():
-        missing = [name for name in packages if not _imports(name)]
-        yield Finding(None, f"extra '{extra}': " + (f"no ({', '.join(missing)} missing)" if missing else "yes"))
+        problems = [problem for name in packages if (problem := _problem(name))]
+        yield Finding(None, f"extra '{extra}': {'; '.join(problems) or 'yes'}")
     yield from _storage(Path(folder))
 
 
@@ -74,9 +68,10 @@ def _storage(folder: Path) -> Iterator[Finding]:
         yield Finding(False, f"nothing can be written here: {error.strerror}; choose another folder with --folder")
 
 
-def _imports(name: str) -> bool:
+def _problem(package: str) -> str | None:
+    """Why an optional package cannot be used."""
     try:
-        importlib.import_module(name)
-    except Exception:
-        return False
-    return True
+        load_extra(package)
+    except ImportError as error:
+        return str(error)
+    return None

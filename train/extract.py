@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from nest_fn.analysis import features, layer_numbers
 from nest_fn.decoder import logits
+from nest_fn.extras import load_extra
 from nest_fn.features import log_mel
 from nest_fn.layers.types import Tensor
 from nest_fn.model import quantize
@@ -125,9 +126,8 @@ def _write(path: Path, arrays: Mapping[str, NDArray[Any]], form: str) -> None:
 
 def _safetensors(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     try:
+        load_extra("safetensors")
         from safetensors.numpy import save
-    except ImportError:
-        raise UsageError(
-            "extract: format safetensors needs the extra 'export': pip install 'nest-fn[export]'"
-        ) from None
+    except ImportError as error:
+        raise UsageError(f"extract: {error}") from error
     return bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))

@@ -51,8 +51,8 @@ class RunFolder:
 
     def describe(self, cfg: Config, command: list[str], data: Mapping[str, Any]) -> None:
         """Write down what the run was started with."""
-        (self.path / "config.yaml").write_text(to_text(cfg.to_dict()))
-        (self.path / "command.txt").write_text(" ".join(command) + "\n")
+        (self.path / "config.yaml").write_text(to_text(cfg.to_dict()), encoding="utf-8")
+        (self.path / "command.txt").write_bytes(os.fsencode(" ".join(command) + "\n"))  # paths may be no UTF-8
         (self.path / "environment.json").write_text(json.dumps(environment(), indent=1) + "\n")
         (self.path / "data.json").write_text(json.dumps(data, indent=1) + "\n")
 

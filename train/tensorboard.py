@@ -14,7 +14,7 @@ class Board:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._writer: Any = None
-        self._writer_type = _writer_type()
+        self._writer_type = _writer_type() if _utf8(folder) else None
 
     def add(self, line: Mapping[str, Any]) -> None:
         """One line. The first one hides what an interrupted run wrote from its step on."""
@@ -43,10 +43,19 @@ def scalars(line: Mapping[str, Any], group: str = "train") -> Iterator[tuple[str
             yield f"{group}/{name}", float(value)
 
 
+def _utf8(path: Path) -> bool:
+    """Whether a name is text; TensorBoard writes to no other."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _writer_type() -> Any:
-    """TensorBoard's writer, None where it is not installed."""
+    """TensorBoard's writer, None where it is not installed or does not load; ``nest-fn doctor`` says which."""
     try:
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
+    except Exception:  # a version for another protobuf raises TypeError
         return None
     return SummaryWriter

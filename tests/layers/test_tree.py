@@ -85,3 +85,15 @@ def test_check_same_names_the_first_difference(given_tree: dict[str, Any], messa
     check_same("params", wanted, wanted)
     with pytest.raises(ValueError, match=message):
         check_same("params", given_tree, wanted)
+
+
+def test_a_dict_of_numbers_is_no_list() -> None:
+    """Their dotted paths are equal."""
+    listed = {"a": {}, "layers": [{"w": torch.zeros(2)}, {"w": torch.zeros(2)}]}
+    named = {"a": {}, "layers": {str(index): layer for index, layer in enumerate(listed["layers"])}}
+    assert flatten(listed).keys() == flatten(named).keys()
+    check_same("params", {"layers": tuple(listed["layers"])}, listed)
+    with pytest.raises(ValueError, match="^params: 'layers' is a dict, it should be a list$"):
+        check_same("params", named, listed)
+    with pytest.raises(ValueError, match=r"^params: 'x\.layers' is a list, it should be a dict$"):
+        check_same("params", {"x": listed}, {"x": named})

@@ -178,6 +178,10 @@ def test_trees_of_another_config_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(CheckpointError, match="b: 'params.encoder.layers.1.*is missing.*and [0-9]+ more"):
         checkpoint.load(tmp_path / "b")
+    numbered = {**params, "encoder": {**params["encoder"], "layers": {"0": params["encoder"]["layers"][0]}}}
+    checkpoint.write_checkpoint(tmp_path / "e", {"params": numbered, "state": state}, cfg.to_dict())
+    with pytest.raises(CheckpointError, match="e: 'params.encoder.layers' is a dict, it should be a list"):
+        checkpoint.load(tmp_path / "e")
     checkpoint.write_checkpoint(tmp_path / "c", {"params": params}, cfg.to_dict())
     with pytest.raises(CheckpointError, match="c: has no state, only params"):
         checkpoint.load(tmp_path / "c")

@@ -148,5 +148,5 @@ def test_missing_extra_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ExportError) as caught:
         export_onnx(tmp_path / "encoder.onnx", *model())
-    wanted = "wants onnx and onnxscript; pip install 'nest-fn[export]', or write .pt2."
+    wanted = "the package onnx is not installed: pip install 'nest-fn[export]', or write .pt2."
     assert str(caught.value) == f"{tmp_path}/encoder.onnx: {wanted}"
