@@ -100,7 +100,7 @@ def _watched(job: Job, watch: Watch) -> Iterator[Job]:
         yield job
     except RuntimeError as error:
         if _COLLECTIVE.search(str(error)):
-            raise watch.explain() from error
+            raise watch.explain(_first_line(error)) from error
         watch.leave(_first_line(error))
         raise
     except BaseException as error:

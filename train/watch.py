@@ -16,6 +16,7 @@ from torch.distributed import Store  # type: ignore[attr-defined]
 
 from .errors import DistributedError
 
+_STORE_GONE = "the job's store is gone, and with it rank 0 or the launcher"
 _GRACE_S = 10.0  # for the main thread to end on its own, before the watch ends the process
 
 
@@ -52,20 +53,21 @@ class Watch:
         except RuntimeError:
             pass  # the store went with its machine; nobody is left to be told by it
 
-    def explain(self) -> DistributedError:
+    def explain(self, failure: str) -> DistributedError:
         """Why a call to the other ranks failed: looks for those that said so, or no longer beat, for some seconds."""
         try:
             self._store.set(f"survivor/{self._rank}", "")
             before = self._read_beats()
             for _ in range(3):
                 time.sleep(self._pause)
-                if self._store.check(["note"]):
+                if self._noted():
                     break
             else:
                 self._note_lost([rank for rank, beat in enumerate(self._read_beats()) if beat == before[rank]])
-            return self._error(self._store.get("note").decode())
+            found = self._noted() or f"a call to the other ranks failed, and all of them live: {failure}"
         except RuntimeError:
-            return self._error("the job's store is gone, and with it rank 0 or the launcher")
+            found = _STORE_GONE
+        return self._error(found)
 
     def _live(self) -> None:
         last_seen: dict[int, tuple[int, float]] = {}
@@ -73,9 +75,9 @@ class Watch:
             try:
                 self._beat()
                 self._look(last_seen)
-                noted = self._store.get("note").decode() if self._store.check(["note"]) else None
+                noted = self._noted()
             except RuntimeError:
-                noted = "the job's store is gone, and with it rank 0 or the launcher"
+                noted = _STORE_GONE
             if noted is not None:
                 if not self._done.wait(_GRACE_S):
                     self._abandon(self._error(noted))
@@ -99,6 +101,9 @@ class Watch:
             named = ", ".join(map(str, lost))
             self._store.set("note", f"rank {named} of {self._world} was lost (killed, or its machine is gone)")
 
+    def _noted(self) -> str | None:
+        return str(self._store.get("note").decode()) if self._store.check(["note"]) else None
+
     def _read_beats(self) -> list[int]:
         return list(self._beats_of(range(self._world)).values())
 
@@ -108,6 +113,6 @@ class Watch:
 
     def _error(self, what: str) -> DistributedError:
         return DistributedError(
-            f"{what}; nothing that was saved is lost: start again with --resume auto to go on "
-            "from the last checkpoint, with as many ranks as you like."
+            f"{what}; nothing that was saved is lost: start again, with as many ranks as you like, and it goes on from "
+            "the last checkpoint."
         )

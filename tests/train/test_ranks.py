@@ -28,14 +28,15 @@ KINDS = {
 }
 
 
-def program(module: str, *words: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
-    """Run a module to its end, by torchrun if there are several ranks."""
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def program(*words: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
+    """Run a program of Python to its end, by torchrun if there are several ranks."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
-    root = Path(__file__).resolve().parents[2]
-    command = [sys.executable, *launcher, "-m", module, *words]
-    return subprocess.run(
-        command, cwd=root, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
-    )
+    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *launcher, *words]
+    return subprocess.run(command, cwd=ROOT, env=os.environ | own, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def found(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> dict[int,
     given = {}
     for ranks in (1, 2):
         out = tmp_path_factory.mktemp("ranks") / f"{ranks}.pt"
-        ended = program("tests.train.rank_steps", str(out), *words, ranks=ranks)
+        ended = program("-m", "tests.train.rank_steps", str(out), *words, ranks=ranks)
         assert ended.returncode == 0, ended.stderr[-3000:]
         given[ranks] = dict(zip(KINDS, torch.load(out), strict=True))
     return given
@@ -114,6 +115,27 @@ def test_alone_nothing_is_sent() -> None:
     assert WHOLE.own({"x": x})["x"] is x and WHOLE.assemble({"x": x})["x"] is x
     assert WHOLE.norm({"x": x}) == torch.linalg.vector_norm(x)
     SINGLE.agree({"anything": 1})
+
+
+QUARREL = """
+import os, time
+from nest_fn.train.errors import DistributedError
+from nest_fn.train.launch import joined
+try:
+    with joined(5.0, 60.0, lambda error: os._exit(9)) as job:
+        if job.ranks.first:
+            raise RuntimeError("gloo: what nobody expected")
+        time.sleep(6)
+except DistributedError as error:
+    print(error, flush=True)
+"""
+
+
+def test_a_call_that_fails_although_all_live(tmp_path: Path) -> None:
+    (tmp_path / "quarrel.py").write_text(QUARREL)
+    ended = program(str(tmp_path / "quarrel.py"), ranks=2)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert "a call to the other ranks failed, and all of them live: gloo: what nobody expected" in ended.stdout
 
 
 def test_a_launcher_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
