@@ -8,6 +8,7 @@ finds it.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -119,7 +120,8 @@ def _reason(error: BaseException) -> str:
     cause = error.__context__
     if isinstance(cause, OSError) and cause.strerror:
         return cause.strerror
-    return str(error).partition("\n")[0][:300]
+    number = re.search(r"\(os error (\d+)\)", str(error))  # so safetensors quotes the system
+    return os.strerror(int(number[1])) if number else str(error).partition("\n")[0][:300]
 
 
 def _megabytes(size: int) -> str:

@@ -157,7 +157,7 @@ def renamed_key(stage: Stage) -> Row:
 
 
 CASES: list[Callable[[Stage], Row | list[Row]]] = [
-    disks.full, disks.filled, disks.file_limit, disks.read_only, disks.becomes_read_only, disks.disk_becomes_read_only,
+    disks.full, disks.filled, disks.file_limit, disks.read_only, disks.becomes_read_only,
     flipped_bit, cut_checkpoint, wicked_ckpt, wicked_checkpoint, two_writers, changed_manifest, renamed_key,
     audio.cut, audio.not_finite, audio.silent_batch, audio.one_hour,
 ]  # fmt: skip

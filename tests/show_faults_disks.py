@@ -35,17 +35,13 @@ def _disk(folder: Path, kilobytes: int) -> Iterator[Path]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def _remount(disk: Path, options: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{options}", str(disk)], check=True)
-
-
 def full(stage: Stage) -> Row:
     """The disk is full after two checkpoints."""
     with _disk(stage.folder / "disk", 2200) as disk:
         run = disk / "run"
         seen = stage.train(run).expect(4, rf"step {STEPS}: .*needs .* MB, the disk has .* MB free")
         stage.intact(run, 2 * EVERY)
-        _remount(disk, "size=20m")
+        subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
         stage.recovers(run)
     return stage.row("disk full after two checkpoints (a file system of 2.2 MB)", seen, _unsaved(STEPS - 2 * EVERY))
 
@@ -107,16 +103,3 @@ def becomes_read_only(stage: Stage) -> Row:
     stage.intact(run, EVERY)
     stage.recovers(run)
     return stage.row("run folder becomes read-only in the middle", seen, _unsaved(STEPS - EVERY))
-
-
-def disk_becomes_read_only(stage: Stage) -> Row:
-    """The whole file system becomes read-only in the middle of a run."""
-    with _disk(stage.folder / "disk_read_only", 20_000) as disk:
-        run = disk / "run"
-        with stage.paused(run) as process:
-            _remount(disk, "ro")
-        seen = ended(process).expect(4, rf"step {STEPS}: .*line of metrics is lost.*Read-only file system")
-        _remount(disk, "rw")
-        stage.intact(run, EVERY)
-        stage.recovers(run)
-    return stage.row("file system becomes read-only in the middle", seen, _unsaved(STEPS - EVERY))

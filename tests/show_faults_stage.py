@@ -67,7 +67,8 @@ class Ended(NamedTuple):
         told = self.out + self.err
         assert self.code == code, f"exit code {self.code}, not {code}: {self.message()}"
         assert "Traceback" not in told, told[-2000:]
-        assert told.count("error: ") == (code != 0), f"{told.count('error: ')} errors told: {told[-2000:]}"
+        errors = len(re.findall(r"^error: ", told, flags=re.MULTILINE))
+        assert errors == (code != 0), f"{errors} errors told: {told[-2000:]}"
         assert re.search(pattern, told, re.DOTALL), f"not told: {pattern!r}, but {told[-2000:]}"
         return self
 

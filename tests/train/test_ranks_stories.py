@@ -58,7 +58,7 @@ def two(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def assert_same_bytes(run: Path, other: Path) -> None:
     """Metrics and every file of every checkpoint."""
     ours, theirs = checkpoints(run), checkpoints(other)
-    assert sorted(ours) == sorted(theirs) and f"checkpoints/step_{STEPS:08d}/params.pt" in ours
+    assert sorted(ours) == sorted(theirs) and f"checkpoints/step_{STEPS:08d}/meta.json" in ours
     assert not [name for name in ours if ours[name] != theirs[name]]
     assert metrics(run) == metrics(other)
 
