@@ -26,7 +26,7 @@ from .errors import DistributedError
 from .ranks import ALONE, Ranks
 from .watch import Watch
 
-_COLLECTIVE = re.compile(r"gloo|NCCL|c10d|store|[Cc]onnection (closed|reset|refused)|Broken pipe|[Tt]imed out")
+_COLLECTIVE = re.compile(r"gloo|NCCL|c10d|TCPStore|[Cc]onnection (closed|reset|refused)|Broken pipe|[Tt]imed out")
 
 
 @dataclass(frozen=True)

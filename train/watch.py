@@ -1,8 +1,8 @@
 """Signs of life of all ranks, so that a lost one is named at once and nobody waits for it.
 
 Each rank counts up a number in the job's store. Rank 0 watches all numbers, the others watch rank 0's and a note that
-says who was lost. A rank that ends with an error leaves its reason first. The store is that of torchrun's agent, or of
-rank 0; where it is gone, so is that machine.
+says who was lost. A rank that ends with an error leaves a note of its own. The store is torchrun's, or that of rank 0;
+where it is gone, so is that machine.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from torch.distributed import Store  # type: ignore[attr-defined]
@@ -47,11 +48,8 @@ class Watch:
 
     def leave(self, reason: str) -> None:
         """Tell the others why this rank ends."""
-        try:
-            self._store.set(f"reason/{self._rank}", reason)
+        with suppress(RuntimeError):  # the store went with its machine; nobody is left to be told by it
             self._store.set("note", f"rank {self._rank} ended: {reason}")
-        except RuntimeError:
-            pass  # the store went with its machine; nobody is left to be told by it
 
     def explain(self, failure: str) -> DistributedError:
         """Why a call to the other ranks failed: looks for those that said so, or no longer beat, for some seconds."""
