@@ -33,10 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (NestError, ConfigError, OSError) as error:
         _tell(f"error: {error}")
         unknown = isinstance(error, FileNotFoundError) or getattr(error, "errno", None) in _NO_NAMES
-        return UsageError.exit_code if unknown else exit_code(error)
+        return _ended(UsageError.exit_code if unknown else exit_code(error))
     except KeyboardInterrupt as error:
         _tell("stopped")
-        return exit_code(error)
+        return _ended(exit_code(error))
 
 
 def _read(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -52,8 +52,20 @@ def _read(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _tell(text: str) -> None:
     """A last line, in place of a progress bar if there is one."""
-    rank = f"rank {os.environ.get('RANK')}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
+    rank = f"rank {os.environ.get('RANK')}: " if _one_of_several() else ""
     print(("\r\033[K" if sys.stderr.isatty() else "") + rank + text, file=sys.stderr, flush=True)
+
+
+def _one_of_several() -> bool:
+    return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def _ended(code: int) -> int:
+    """A rank that failed goes at once: the engine's own farewell may wait for one that is lost."""
+    if _one_of_several():
+        sys.stdout.flush()
+        os._exit(code)
+    return code
 
 
 def _abandon(error: NestError) -> None:

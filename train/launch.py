@@ -90,7 +90,6 @@ def joined(
     # Where a rank is lost, torchrun terminates the others: they shall live until they have said which it was.
     with _deaf(signal.SIGTERM):
         yield from _watched(job, watch)
-    watch.stop()
     dist.destroy_process_group()
 
 
@@ -106,6 +105,9 @@ def _watched(job: Job, watch: Watch) -> Iterator[Job]:
     except BaseException as error:
         watch.leave(_first_line(error))
         raise
+    finally:
+        # A thread that is inside of the store when the interpreter goes would abort the process.
+        watch.stop()
 
 
 @contextmanager
