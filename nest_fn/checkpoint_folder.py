@@ -23,7 +23,7 @@ def list_checkpoints(folder: str | Path) -> list[Path]:
     """Checkpoints by rising step, whole or damaged; none where the folder is missing."""
     folder = Path(folder)
     found = [child for child in _children(folder) if _STEP.fullmatch(child.name) and child.is_dir()]
-    return sorted(found, key=_step)
+    return sorted(found, key=step_of)
 
 
 def latest(folder: str | Path) -> Path | None:
@@ -61,9 +61,9 @@ def prune(
         except CheckpointError:
             continue
         whole[path] = float(score) if isinstance(score, int | float) and score == score else None
-    scored = sorted((score, -_step(path), path) for path, score in whole.items() if score is not None)
+    scored = sorted((score, -step_of(path), path) for path, score in whole.items() if score is not None)
     kept = set(list(whole)[-keep_last:]) | {path for _, _, path in scored[:keep_best]}
-    kept |= {path for path in whole if keep_every and _step(path) % keep_every == 0}
+    kept |= {path for path in whole if keep_every and step_of(path) % keep_every == 0}
     gone = [path for path in whole if path not in kept]
     for path in gone:
         _set_aside(path)
@@ -92,5 +92,6 @@ def _children(folder: Path) -> Iterable[Path]:
         raise CheckpointError(f"{folder}: cannot be read: {error.strerror or error}.") from error
 
 
-def _step(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """The step in a checkpoint's name."""
     return int(path.name.removeprefix("step_"))

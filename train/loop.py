@@ -84,7 +84,8 @@ def _open(cfg: Config, folder: RunFolder, reporter: Reporter, job: Job, stop: St
         with stop.at_once():
             run = open_run(cfg, folder, reporter, job)
     except Stopped:
-        reporter.say("asked to stop while data was opened, nothing to save; the same command starts again")
+        if job.ranks.first:
+            reporter.say("asked to stop while data was opened, nothing to save; the same command starts again")
     if job.ranks.any(run is None) or run is None:
         return None
     job.agree({**flatten(recorded(cfg)), "data": run.digest, "code": code_digest(), "torch": torch.__version__})

@@ -122,7 +122,8 @@ def _open(folder: Path, step: int, overrides: Sequence[str], reporter: Reporter)
 def _origin(folder: Path, step: int) -> Path:
     """The checkpoint to start from. Raises ``CheckpointError`` that tells what is there."""
     dump = checkpoint_folder.step_path(failures_folder(folder), step)
-    found = [path for path in checkpoint_folder.list_checkpoints(folder / "checkpoints") if _step_of(path) <= step]
+    present = checkpoint_folder.list_checkpoints(folder / "checkpoints")
+    found = [path for path in present if checkpoint_folder.step_of(path) <= step]
     problems = []
     for path in [dump, *reversed(found)] if dump.exists() else reversed(found):
         try:
@@ -135,10 +136,6 @@ def _origin(folder: Path, step: int) -> Path:
         f"replay: {folder} holds no good checkpoint at or before step {step}; keep more of them with "
         f"trainer.keep_every.{''.join(problems)}"
     )
-
-
-def _step_of(path: Path) -> int:
-    return int(path.name.removeprefix("step_"))
 
 
 def _parts(run: Run, raw: RawBatch) -> list[dict[str, Any]]:
