@@ -14,7 +14,9 @@ from typing import Any
 from nest_fn.config import Config, ConfigError
 from nest_fn.config.writer import to_text
 from nest_fn.layers.tree import flatten
+from nest_fn.quoting import shown
 
+from . import option_types
 from .errors import NestError, UsageError, exit_code
 
 EPILOG = """exit codes: 0 done, 1 failure, 2 usage or config, 3 data, 4 checkpoint, 5 not finite, 6 distributed,
@@ -25,8 +27,8 @@ _NO_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)  # of any file
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code. Errors that have a remedy are one message, never a traceback."""
-    args = _read(argv)
     try:
+        args = _read(argv)
         return int(args.run_command(args) or 0)
     except BrokenPipeError:
         return 0
@@ -77,7 +79,7 @@ def _abandon(error: NestError) -> None:
 def _parser() -> argparse.ArgumentParser:
     from . import cli_data, cli_finetune, cli_model, cli_replay
 
-    parser = argparse.ArgumentParser(prog="nest-fn", description="Self-supervised pre-training of speech encoders.",
+    parser = option_types.Parser(prog="nest-fn", description="Self-supervised pre-training of speech encoders.",
                                      epilog=EPILOG)  # fmt: skip
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_command(commands, "pretrain", _pretrain, "train from a config", _pretrain_arguments)
@@ -104,7 +106,13 @@ def add_command(
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """``-c CONFIG`` and overrides, for ``read_config``."""
-    parser.add_argument("-c", "--config", default="nest_large", help="YAML file, or a preset's name (nest_small, tiny)")
+    parser.add_argument(
+        "-c",
+        "--config",
+        type=option_types.path,
+        default="nest_large",
+        help="YAML file, or a preset's name (nest_small, tiny)",
+    )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. data.train=a.jsonl optim.lr=2e-3")
 
 
@@ -123,7 +131,7 @@ def config_of(name: str, overrides: Sequence[str] = ()) -> Config:
 def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     # Not --run: torchrun would take that for the beginning of an option of its own.
-    parser.add_argument("--folder", default=None, help="run folder (default: runs/CONFIG)")
+    parser.add_argument("--folder", type=option_types.path, default=None, help="run folder (default: runs/CONFIG)")
     parser.add_argument("--resume", choices=("auto", "must", "never"), default="auto",
                         help="go on from the newest good checkpoint if there is one, or must, or never")  # fmt: skip
     parser.add_argument("--allow-changes", action="store_true", help="resume although config or data changed")
@@ -154,7 +162,7 @@ def _pretrain(args: argparse.Namespace) -> int:
 
 def _config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=("show", "diff"))
-    parser.add_argument("config", help="YAML file or preset")
+    parser.add_argument("config", type=option_types.path, help="YAML file or preset")
     parser.add_argument("rest", nargs="*", metavar="OTHER|KEY=VALUE", help="diff: the other config; then overrides")
 
 
@@ -163,6 +171,8 @@ def _config(args: argparse.Namespace) -> None:
     overrides = [word for word in args.rest if "=" in word]
     first = config_of(args.config, overrides)
     if args.action == "show":
+        if others:
+            raise UsageError(f"config show: want one config and KEY=VALUE, got {shown(others[0])} besides; show each.")
         print(to_text(first.to_dict()), end="")
         return
     if len(others) != 1:
@@ -175,7 +185,7 @@ def _config(args: argparse.Namespace) -> None:
 
 
 def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", nargs="?", default=".", help="where runs will be written")
+    parser.add_argument("folder", nargs="?", type=option_types.path, default=".", help="where runs will be written")
 
 
 def _doctor(args: argparse.Namespace) -> int:
@@ -189,8 +199,8 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", default="bench.json", help="where the figures go")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=option_types.path, default="bench.json", help="where the figures go")
+    parser.add_argument("--repeats", type=option_types.whole(1, 10_000), default=3)
     parser.add_argument("--compile", action="store_true", help="also the compiled step (minutes on a CPU)")
 
 
@@ -203,8 +213,8 @@ def _bench(args: argparse.Namespace) -> None:
 
 def _demo_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    parser.add_argument("--folder", default="runs/demo", help="run folder")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=option_types.path, default="runs/demo", help="run folder")
+    parser.add_argument("--seed", type=option_types.seed, default=0)
 
 
 def _demo(args: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 from nest_fn.config import DataConfig
 
+from . import option_types
 from .errors import DataError
 
 
@@ -18,40 +19,40 @@ def add_commands(commands: Any) -> None:
         required=True, metavar="ACTION"
     )
     scan = _add(data, "scan", _scan, "write a manifest of all audio below a folder")
-    scan.add_argument("folder")
-    scan.add_argument("manifest", help="the JSONL file to write")
+    scan.add_argument("folder", type=option_types.path)
+    scan.add_argument("manifest", type=option_types.path, help="the JSONL file to write")
     scan.add_argument("--hash", action="store_true", help="add each file's SHA-256")
     check = _add(data, "validate", _validate, "decode everything and list what a run would refuse")
-    check.add_argument("manifest", nargs="+")
+    check.add_argument("manifest", nargs="+", type=option_types.path)
     check.add_argument("--hash", action="store_true", help="compare each file's SHA-256")
     stats = _add(data, "stats", _stats, "hours, lengths, rates, clipping, silence, padding")
-    stats.add_argument("manifest", nargs="+")
+    stats.add_argument("manifest", nargs="+", type=option_types.path)
     shard = _add(data, "shard", _shard, "pack the audio into tar shards")
-    shard.add_argument("manifest", nargs="+")
-    shard.add_argument("--out", required=True, help="folder of the shards")
-    shard.add_argument("--shards", type=int, required=True, help="how many")
+    shard.add_argument("manifest", nargs="+", type=option_types.path)
+    shard.add_argument("--out", required=True, type=option_types.path, help="folder of the shards")
+    shard.add_argument("--shards", type=option_types.whole(1, 100_000), required=True, help="how many")
     synth = _add(data, "synth", _synth, "write the synthetic speech corpus")
-    synth.add_argument("out", help="folder to write")
-    synth.add_argument("--seed", type=int, default=0)
-    synth.add_argument("--minutes", type=float, default=None, help="of training speech")
+    synth.add_argument("out", type=option_types.path, help="folder to write")
+    synth.add_argument("--seed", type=option_types.seed, default=0)
+    synth.add_argument("--minutes", type=option_types.positive("minutes", 1e5), default=None, help="of training speech")
 
 
 def _add(data: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = data.add_parser(name, help=text, description=text)
     parser.set_defaults(run_command=run)
     if name in ("validate", "stats", "shard"):
-        parser.add_argument("--channel", type=_channel, default="error", help="error, mix, first, or an index")
+        parser.add_argument(
+            "--channel", type=option_types.channel, default="error", help="error, mix, first, or an index"
+        )
     if name in ("validate", "stats"):
-        parser.add_argument("--tar", action="append", default=[], help="tar archives that hold the audio, a_{0..7}.tar")
+        parser.add_argument(
+            "--tar",
+            action="append",
+            default=[],
+            type=option_types.path,
+            help="tar archives that hold the audio, a_{0..7}.tar",
+        )
     return parser
-
-
-def _channel(text: str) -> str | int:
-    if text.isdecimal():
-        return int(text)
-    if text not in ("error", "mix", "first"):
-        raise argparse.ArgumentTypeError(f"'{text}' is none of error, mix, first, and no index")
-    return text
 
 
 def _data_config(args: argparse.Namespace) -> DataConfig:

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from . import option_types
+
 # What fine-tuning wants otherwise than pre-training; the command line comes on top.
 _RECIPE = (
     "optim.name=adamw", "optim.lr=1e-3", "optim.sched.name=cosine", "optim.sched.warmup_ratio=0.1",
@@ -20,13 +22,24 @@ def add_commands(commands: Any) -> None:
     text = "fine-tune an encoder by CTC on a manifest with text"
     parser = commands.add_parser("finetune-ctc", help=text, description=text)
     parser.set_defaults(run_command=_finetune)
-    parser.add_argument("checkpoint", help="any checkpoint, ours or the reference's, or a run folder")
+    parser.add_argument(
+        "checkpoint", type=option_types.path, help="any checkpoint, ours or the reference's, or a run folder"
+    )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="data.train=a.jsonl data.valid=b.jsonl ...")
-    parser.add_argument("--out", required=True, help="folder to write: the model, its head, metrics")
-    parser.add_argument("--frozen-steps", type=int, default=0, help="steps in which only the head learns")
-    parser.add_argument("--tokens", default=None, help="a file with one token a line; default: the text's characters")
+    parser.add_argument(
+        "--out", required=True, type=option_types.path, help="folder to write: the model, its head, metrics"
+    )
+    parser.add_argument(
+        "--frozen-steps", type=option_types.whole(0), default=0, help="steps in which only the head learns"
+    )
+    parser.add_argument(
+        "--tokens",
+        type=option_types.path,
+        default=None,
+        help="a file with one token a line; default: the text's characters",
+    )
     parser.add_argument("--scratch", action="store_true", help="random weights instead of the checkpoint's, to compare")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=option_types.seed, default=0)
 
 
 def _finetune(args: argparse.Namespace) -> None:

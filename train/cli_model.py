@@ -6,32 +6,44 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from . import option_types
+
 
 def add_commands(commands: Any) -> None:
     """The subcommands."""
     convert = _add(commands, "convert", _convert, "any checkpoint to another kind: ours, .nemo, one file")
-    convert.add_argument("source", help="a checkpoint, ours or the reference's (.nemo, .ckpt, .pt), or a run folder")
-    convert.add_argument("target", help="a folder, .safetensors, .pt or .nemo")
+    convert.add_argument(
+        "source",
+        type=option_types.path,
+        help="a checkpoint, ours or the reference's (.nemo, .ckpt, .pt), or a run folder",
+    )
+    convert.add_argument("target", type=option_types.path, help="a folder, .safetensors, .pt or .nemo")
     convert.add_argument("--compat", choices=("current", "legacy"), default=None, help="numerics of the reference")
     export = _add(commands, "export", _export, "the encoder as a graph that runs without this library")
-    export.add_argument("checkpoint", help="a checkpoint, or a run folder: its newest")
-    export.add_argument("out", help="a file .onnx (wants the extra export) or .pt2 (torch.export)")
+    export.add_argument("checkpoint", type=option_types.path, help="a checkpoint, or a run folder: its newest")
+    export.add_argument(
+        "out", type=option_types.path, help="a file .onnx (wants the extra export) or .pt2 (torch.export)"
+    )
     export.add_argument("--source", choices=("features", "audio"), default="features", help="what the graph takes")
     export.add_argument("--static", action="store_true", help="one utterance of ten seconds, not any batch and length")
     extract = _add(commands, "extract", _extract, "write a model's features, a file for each utterance")
     _add_model_arguments(extract)
-    extract.add_argument("--layers", default="last", help="all, last, or numbers as 0,3,-1")
-    extract.add_argument("--weights", default=None, help="sum the layers up with these weights, as 0.2,0.8")
+    extract.add_argument("--layers", type=option_types.layers, default="last", help="all, last, or numbers as 0,3,-1")
+    extract.add_argument(
+        "--weights", type=option_types.weights, default=None, help="sum the layers up with these weights, as 0.2,0.8"
+    )
     extract.add_argument("--level", choices=("frame", "utterance"), default="frame")
     extract.add_argument("--format", choices=("npy", "npz", "safetensors"), default="npy")
     tokenize = _add(commands, "tokenize", _tokenize, "write the quantizer's tokens and the decoder's guesses")
     _add_model_arguments(tokenize)
     tokenize.add_argument("--format", choices=("npy", "npz", "safetensors"), default="npz")
     probe = _add(commands, "probe", _probe, "what a linear map reads off a trained encoder")
-    probe.add_argument("checkpoint", help="a checkpoint, or a run folder: its newest")
-    probe.add_argument("--label", required=True, help="key of the manifests' lines, e.g. speaker")
-    probe.add_argument("--train", nargs="+", required=True, metavar="MANIFEST")
-    probe.add_argument("--test", nargs="+", required=True, metavar="MANIFEST")
+    probe.add_argument("checkpoint", type=option_types.path, help="a checkpoint, or a run folder: its newest")
+    probe.add_argument(
+        "--label", required=True, type=option_types.key, help="key of the manifests' lines, e.g. speaker"
+    )
+    probe.add_argument("--train", nargs="+", required=True, type=option_types.path, metavar="MANIFEST")
+    probe.add_argument("--test", nargs="+", required=True, type=option_types.path, metavar="MANIFEST")
 
 
 def _add(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
@@ -41,11 +53,13 @@ def _add(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentPars
 
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", help="a checkpoint, or a run folder: its newest")
-    parser.add_argument("source", help="a manifest, a folder of audio, or one audio file")
-    parser.add_argument("--out", required=True, help="folder to write")
-    parser.add_argument("--batch-seconds", type=float, default=60.0, help="padded audio in one batch")
-    parser.add_argument("--max-batch-size", type=int, default=256)
+    parser.add_argument("checkpoint", type=option_types.path, help="a checkpoint, or a run folder: its newest")
+    parser.add_argument("source", type=option_types.path, help="a manifest, a folder of audio, or one audio file")
+    parser.add_argument("--out", required=True, type=option_types.path, help="folder to write")
+    parser.add_argument(
+        "--batch-seconds", type=option_types.positive("seconds", 1e6), default=60.0, help="padded audio in one batch"
+    )
+    parser.add_argument("--max-batch-size", type=option_types.whole(1, 2**20), default=256)
 
 
 def _convert(args: argparse.Namespace) -> None:
@@ -83,11 +97,8 @@ def _extract(args: argparse.Namespace) -> None:
     from .extract import extract
 
     model, dataset = _opened(args)
-    named = {"all": None, "last": [-1]}
-    layers = named[args.layers] if args.layers in named else [int(number) for number in args.layers.split(",")]
-    weights = None if args.weights is None else [float(weight) for weight in args.weights.split(",")]
     written = sum(1 for _ in extract(
-        model, dataset, Path(args.out), layers=layers, weights=weights, level=args.level, form=args.format
+        model, dataset, Path(args.out), layers=args.layers, weights=args.weights, level=args.level, form=args.format
     ))  # fmt: skip
     _tell(written, dataset, args.out)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from . import option_types
 from .errors import NonFiniteError
 
 
@@ -13,8 +14,12 @@ def add_commands(commands: Any) -> None:
     text = "make one step of a run again and look into it; nothing is written"
     parser = commands.add_parser("replay", help=text, description=text)
     parser.set_defaults(run_command=_replay)
-    parser.add_argument("run", help="run folder")
-    parser.add_argument("step", type=int, help="updates done before the one to look at, as messages name it")
+    parser.add_argument("run", type=option_types.path, help="run folder")
+    parser.add_argument(
+        "step",
+        type=option_types.whole(0, 10**18 - 1),
+        help="updates done before the one to look at, as messages name it",
+    )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. trainer.compile=off trainer.device=cpu")
 
 
