@@ -59,7 +59,7 @@ def plan_mix(words: Tensor, batch: Mapping[str, Tensor], pool: Mapping[str, Tens
     begins, firsts, again, sizes = (
         words[:, _ROW_WORDS : -speakers_heard(cfg)].unflatten(-1, (_PART_WORDS, -1)).unbind(1)
     )
-    mates, others = _draw_mates(words[:, -speakers_heard(cfg) :], batch["row"], pool)
+    mates, others = draw_mates(words[:, -speakers_heard(cfg) :], batch["row"], pool)
 
     mixed = (share(apply) < cfg.prob) & (batch["weight"] > 0) & (length > 0)
     is_noise = (share(kind) < cfg.noise_ratio) | (others == 0)
@@ -102,12 +102,15 @@ def integer(word: Tensor, low: int, high: int | Tensor) -> Tensor:
     return low + ((word * (high - low)) >> 32)
 
 
-def _draw_mates(words: Tensor, row: Tensor, pool: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+def draw_mates(words: Tensor, row: Tensor, pool: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Distinct other rows of the pool, ``[B, K]``, and how many others there are, ``[B]``; the first so many hold."""
     usable = (pool["weight"] > 0) & (pool["audio_len"] > 0)
-    order = torch.where(usable, pool["row"], _FAR).argsort(stable=True)
-    present = (usable & (pool["row"] == row[:, None])).any(-1)
-    own = (usable & (pool["row"] < row[:, None])).sum(-1)
+    # By a search, not by comparing each row with each: no tensor [B, P], and Triton refuses reductions over one in the
+    # kernel that inductor makes of them from 33 rows on (triton issue 8257).
+    names, order = torch.where(usable, pool["row"], _FAR).sort(stable=True)
+    row = row.contiguous()
+    own = torch.searchsorted(names, row)
+    present = torch.searchsorted(names, row, right=True) > own
     others = usable.sum() - present.to(torch.int64)
     # Places in the order that are taken, ascending: the row itself, then the speakers drawn so far.
     taken = torch.where(present, own, _FAR)[:, None]
