@@ -19,6 +19,7 @@ from nest_fn.layers.types import Tensor
 
 from .errors import CheckpointError
 from .extras import load_extra
+from .inputs import open_plain
 
 SUFFIXES = (".safetensors", ".pt")
 _CHUNK = 1 << 22  # bytes
@@ -72,7 +73,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def opened(path: str | Path) -> BinaryIO:
     """The file open for reading. Raises ``CheckpointError`` if it is not there or must not be read."""
     try:
-        return open(path, "rb")
+        return open_plain(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}.") from error
 

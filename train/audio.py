@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nest_fn.extras import load_extra
+from nest_fn.inputs import open_plain
 
 from .errors import DataError, UsageError
 from .wav import IEEE_FLOAT, Source, Span, read_wav, wav_info
@@ -161,7 +162,7 @@ def _check_whole(frames: int, declared: int) -> None:
 def _is_wav(source: Source) -> bool:
     """By the first four bytes, so that a wrong suffix does no harm; a file too short for them is asked by its name."""
     path, start = (source.path, source.start) if isinstance(source, Span) else (source, 0)
-    with open(path, "rb", buffering=0) as file:
+    with open_plain(path) as file:
         file.seek(start)
         magic = file.read(4)
     if len(magic) < 4:
@@ -193,7 +194,7 @@ def _import_soundfile() -> Any:
 
 def _span_bytes(span: Span) -> bytes:
     """The bytes of a tar member, as many as there are."""
-    with open(span.path, "rb", buffering=0) as file:
+    with open_plain(span.path) as file:
         file.seek(span.start)
         return file.read(min(span.size, os.fstat(file.fileno()).st_size))
 

@@ -47,7 +47,7 @@ def _finetune(args: argparse.Namespace) -> None:
     from nest_fn.layers import random
     from nest_fn.model import init
 
-    from .ctc import finetune
+    from .ctc import finetune, read_tokens
     from .inference import load_model
     from .memory import keep_freed_memory
 
@@ -55,7 +55,7 @@ def _finetune(args: argparse.Namespace) -> None:
     model = load_model(args.checkpoint)
     cfg = model.cfg.override(*_RECIPE, *args.overrides)
     params, state = (model.params, model.state) if not args.scratch else init(random.key(args.seed), cfg)
-    tokens = None if args.tokens is None else Path(args.tokens).read_text(encoding="utf-8").splitlines()
+    tokens = None if args.tokens is None else read_tokens(args.tokens)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     lines = []

@@ -6,7 +6,9 @@ mode throughout: no dropout, and its running statistics stand still (spec Q38).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -15,14 +17,16 @@ import torchaudio.functional as AF
 
 from nest_fn.config import Config
 from nest_fn.features import log_mel
+from nest_fn.inputs import read_plain
 from nest_fn.layers import random
 from nest_fn.layers.linear import init_linear, linear
 from nest_fn.layers.tree import flatten, unflatten
 from nest_fn.layers.types import Key, Params, State, Tensor
 from nest_fn.model import encode
+from nest_fn.quoting import shown
 
 from .data import RawBatch, batches, load_batch, open_dataset
-from .errors import DataError
+from .errors import DataError, UsageError
 from .optimizer import global_norm, make_optimizer, scale
 from .schedule import make_schedule
 
@@ -46,6 +50,21 @@ class Alphabet(NamedTuple):
         """The text of greedy decoding: repeats merged, blanks dropped."""
         merged = [number for index, number in enumerate(numbers) if index == 0 or number != numbers[index - 1]]
         return "".join(self.tokens[number - 1] for number in merged if number != BLANK)
+
+
+def read_tokens(path: str | Path) -> list[str]:
+    """One token a line. Raises ``UsageError`` for a file that holds none, or one twice."""
+    try:
+        tokens = read_plain(path).decode("utf-8-sig").splitlines()
+    except OSError as error:
+        raise UsageError(f"tokens {path}: {error.strerror or error}; give a file with one token a line.") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"tokens {path}: is not UTF-8 text (byte {error.start}); save it so.") from error
+    twice = [token for token, count in Counter(tokens).items() if count > 1 or not token]
+    if twice or not tokens:
+        why = f"{shown(twice[0])} stands in it twice or is empty" if twice else "holds no token"
+        raise UsageError(f"tokens {path}: {why}; want one token a line, each once.")
+    return tokens
 
 
 class Rates(NamedTuple):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from nest_fn.config.training import DataConfig
+from nest_fn.inputs import read_plain
 
 from .audio import AUDIO_SUFFIXES, AudioInfo, audio_info, read_audio
 from .buckets import choose_shapes
@@ -55,7 +56,7 @@ def scan(folder: str | Path, manifest: str | Path, *, workers: int = 4, hashes: 
             entry = {"audio_filepath": os.path.relpath(path, base).replace(os.sep, "/"), "duration": info.duration}
             entry |= {"sample_rate": info.sample_rate}
             entry |= {"num_channels": info.channels} if info.channels != 1 else {}
-            return entry | ({"sha256": _sha256(Path(path).read_bytes())} if hashes else {})
+            return entry | ({"sha256": _sha256(read_plain(path))} if hashes else {})
         except (DataError, OSError) as error:
             return str(error)
 

@@ -72,10 +72,10 @@ def utterances(dataset: Dataset) -> Iterator[Utterances]:
 
 def _manifest_of(source: Path, manifest: Path) -> Path:
     """A manifest of a file, or of all audio below a folder, with absolute paths."""
-    manifest.parent.mkdir(parents=True, exist_ok=True)
-    paths = [str(source)] if source.is_file() else list(audio_files(str(source)))
+    paths = list(audio_files(str(source))) if source.is_dir() else [str(source)]
     if not paths:
         raise DataError(f"{source}: no audio file below it; looked for {', '.join(AUDIO_SUFFIXES)}")
     lines = [{"audio_filepath": os.path.abspath(path), "duration": audio_info(path).duration} for path in paths]
+    manifest.parent.mkdir(parents=True, exist_ok=True)
     manifest.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return manifest

@@ -21,6 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nest_fn.inputs import open_plain, read_plain
+from nest_fn.quoting import clip
+
 from .audio import Channel, audio_info
 from .draws import utterance_hash
 from .errors import DataError
@@ -89,7 +92,7 @@ class Manifest:
         """All keys of an utterance's line (speaker, text, label, ...), read again from the manifest."""
         path = self.files[self.file[index]]
         try:
-            with open(path, "rb") as stream:
+            with open_plain(path) as stream:
                 stream.seek(int(self.position[index]))
                 return parse_line(stream.readline().removeprefix(b"\xef\xbb\xbf"))
         except (OSError, DataError) as error:
@@ -100,8 +103,8 @@ class Manifest:
         source = self.source(index)
         try:
             if isinstance(source, (str, Path)):
-                return Path(source).read_bytes()
-            with open(source.path, "rb") as file:
+                return read_plain(source)
+            with open_plain(source.path) as file:
                 file.seek(source.start)
                 return file.read(source.size)
         except OSError as error:
@@ -216,7 +219,7 @@ def _resolve(manifest: Manifest, root: str | Path | None, check_files: bool, tit
         if check_files and not os.path.isfile(path):
             given = os.path.abspath(os.path.expanduser(name))
             if not os.path.isfile(given):
-                problems.add(manifest.where(index), f"no such file: {name}; looked for {path}")
+                problems.add(manifest.where(index), f"no such file: {clip(name, 300)}; looked for {clip(path, 4200)}")
                 continue
             names[index] = path = given
         if jail and not os.path.realpath(path).startswith(jail):

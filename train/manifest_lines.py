@@ -14,10 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from nest_fn.inputs import open_plain
+from nest_fn.quoting import shown
+
 from .errors import DataError
 
 _SHOWN = 20  # problems that an error shows
 _BOM = b"\xef\xbb\xbf"
+_LONGEST = 1 << 22  # bytes of a line
 
 
 class Entry(NamedTuple):
@@ -56,9 +60,11 @@ class Problems:
 def read_entries(file: str, problems: Problems) -> Iterator[Entry]:
     """The utterances of a manifest, in order; bad lines go to ``problems``. Raises ``DataError`` if it is missing."""
     try:
-        with open(file, "rb") as stream:
+        with open_plain(file) as stream:
             position = 0
-            for number, raw in enumerate(stream, start=1):
+            for number, raw in enumerate(iter(lambda: stream.readline(_LONGEST + 1), b""), start=1):
+                if len(raw) > _LONGEST:
+                    raise DataError(f"{file}:{number}: the line is longer than {_LONGEST} bytes: {_short(raw)}")
                 text = raw.removeprefix(_BOM) if number == 1 else raw
                 text = text.strip(b" \t\r\n")
                 if text:
@@ -89,7 +95,9 @@ def _entry(record: dict[str, Any], line: int, position: int) -> Entry:
     """The keys that matter, with their types checked."""
     name = record.get("audio_filepath", record.get("audio_filename"))
     if name is None:
-        raise DataError(f"the key audio_filepath is missing; there are {', '.join(list(record)[:8]) or 'none'}")
+        raise DataError(
+            f"the key audio_filepath is missing; there are {', '.join(map(shown, list(record)[:8])) or 'none'}"
+        )
     _check_name(name)
     offset = _seconds(record.get("offset"), "offset", 0.0)
     duration = _seconds(record.get("duration"), "duration", math.nan)
@@ -105,11 +113,11 @@ def _check_name(name: object) -> None:
     if not isinstance(name, str):
         raise DataError(f"audio_filepath is {type(name).__name__} {_short(name)}, a path is wanted")
     if not name.strip() or "\0" in name:
-        raise DataError(f"audio_filepath {name!r} is empty or holds a null byte")
+        raise DataError(f"audio_filepath {_short(name)} is empty or holds a null byte")
     try:
         os.fsencode(name)
     except UnicodeEncodeError:
-        raise DataError(f"audio_filepath {name!a} holds a lone surrogate, which no file name can have") from None
+        raise DataError(f"audio_filepath {_short(name)} holds a lone surrogate, which no file name can have") from None
 
 
 def _seconds(value: object, key: str, missing: float) -> float:
@@ -140,5 +148,4 @@ def _shard(value: object) -> int:
 
 def _short(value: object) -> str:
     """A value as text that fits a line."""
-    text = ascii(value.decode("utf-8", "replace") if isinstance(value, bytes) else value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return shown(value.decode("utf-8", "replace") if isinstance(value, bytes) else value)

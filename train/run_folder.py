@@ -19,6 +19,7 @@ import torch
 import nest_fn
 from nest_fn.config import Config
 from nest_fn.config.writer import to_text
+from nest_fn.inputs import read_plain
 
 from .errors import CheckpointError, UsageError
 from .lock import Lock
@@ -67,25 +68,39 @@ class RunFolder:
 
     def validation(self, step: int) -> dict[str, float] | None:
         """What the metrics say of the validation of ``step``, None if there was none."""
-        if not self.metrics.exists():
-            return None
-        lines = map(json.loads, self.metrics.read_text().splitlines())
-        return next((line["valid"] for line in lines if line["step"] == step and "valid" in line), None)
+        lines = (line for _, line in self._lines() if line.get("step") == step)
+        return next((line["valid"] for line in lines if isinstance(line.get("valid"), dict)), None)
 
     def cut_metrics(self, step: int) -> None:
-        """Drop lines after ``step``, and a line cut short by a kill: a resumed run writes them again."""
-        if not self.metrics.exists():
+        """Drop what comes after the last line of ``step`` or before: a resumed run writes it again.
+
+        Bytes before that which are no line of metrics stay as they are.
+        """
+        lines = self._lines()
+        if not lines:
             return
-        kept = []
-        for line in self.metrics.read_text().splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError):
-                continue
+        past = [number for number, (_, line) in enumerate(lines, 1) if _whole(line.get("step"), step)]
         temporary = self.metrics.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
+        temporary.write_bytes(b"".join(raw for raw, _ in lines[: max(past, default=0)]))
         temporary.replace(self.metrics)
+
+    def _lines(self) -> list[tuple[bytes, dict[str, Any]]]:
+        """Each line of the metrics, as bytes and as read; a damaged one reads as nothing."""
+        if not self.metrics.exists():
+            return []
+        return [(raw + b"\n", _read_line(raw)) for raw in read_plain(self.metrics).split(b"\n") if raw]
+
+
+def _read_line(raw: bytes) -> dict[str, Any]:
+    try:
+        line = json.loads(raw)
+    except (ValueError, RecursionError):
+        return {}
+    return line if isinstance(line, dict) else {}
+
+
+def _whole(value: Any, most: int) -> bool:
+    return isinstance(value, int) and value <= most
 
 
 def environment() -> dict[str, Any]:

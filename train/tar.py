@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nest_fn import tar
+from nest_fn.inputs import open_plain
 
 from .errors import DataError
 
@@ -10,7 +11,7 @@ from .errors import DataError
 def tar_members(path: str) -> list[tar.Member]:
     """The regular files of an archive, in order. Raises ``DataError`` on anything that is not plain and whole."""
     try:
-        with open(path, "rb") as file:
+        with open_plain(path) as file:
             return tar.tar_members(file)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from error

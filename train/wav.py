@@ -17,6 +17,8 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from nest_fn.inputs import open_plain
+
 from .errors import DataError
 
 
@@ -100,7 +102,7 @@ def write_wav(path: str | Path, samples: NDArray[np.int16], sample_rate: int = 1
 def _open(source: Source) -> Iterator[tuple[io.BufferedReader, int, int]]:
     """Open a source for reading: the file, the first byte of the source in it, and its number of bytes."""
     span = source if isinstance(source, Span) else None
-    with open(source.path if isinstance(source, Span) else source, "rb") as file:
+    with open_plain(source.path if isinstance(source, Span) else source) as file:
         total = os.fstat(file.fileno()).st_size
         base = min(span.start, total) if span else 0
         yield file, base, min(span.size, total - base) if span else total

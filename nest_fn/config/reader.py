@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from ..inputs import open_plain
 from .errors import ConfigError
 
 MAX_BYTES = 1_000_000
@@ -127,7 +128,7 @@ def read(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file, UTF-8 with or without a byte order mark. Raises ``ConfigError`` naming the file."""
     source = str(path)
     try:
-        with open(path, "rb") as file:
+        with open_plain(path) as file:
             content = file.read(MAX_BYTES + 1)
         text = content.decode("utf-8-sig")
     except OSError as error:

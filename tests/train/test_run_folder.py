@@ -51,6 +51,16 @@ folder.append({{"step": 3}})
     assert [json.loads(line)["step"] for line in lines] == [1, 3]
 
 
+def test_a_resumed_run_keeps_bytes_that_are_no_text(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    good = [b'{"step": 1}', b"\xff\xfe no text", b"[1]", b'{"step": "x"}', b'{"step": 2, "valid": {"loss": 1.0}}']
+    folder.metrics.write_bytes(b"\n".join([*good, b'{"step": 3}', b"\xff", b'{"ste']))
+    assert folder.validation(2) == {"loss": 1.0} and folder.validation(3) is None
+    folder.cut_metrics(2)
+    folder.append({"step": 3})
+    assert folder.metrics.read_bytes().splitlines() == [*good, b'{"step": 3}']
+
+
 def test_a_lock_that_cannot_be_taken_away_ends_no_run(tmp_path: Path) -> None:
     """It stays, and the next run of this machine takes it for what it is: that of a process which has ended."""
     run = tmp_path / "run"
