@@ -17,27 +17,43 @@ from nest_fn.layers.tree import flatten
 from nest_fn.quoting import shown
 
 from . import option_types
-from .errors import NestError, UsageError, exit_code
+from .console import Console, finish_standard_streams, open_standard_streams, tell
+from .errors import EXIT_FAILURE, EXIT_PIPE, NestError, UsageError, exit_code, words
 
 EPILOG = """exit codes: 0 done, 1 failure, 2 usage or config, 3 data, 4 checkpoint, 5 not finite, 6 distributed,
-75 saved after SIGTERM or SIGUSR1 (start again to go on), 130 Ctrl-C"""
+75 saved after a signal, as SIGTERM, SIGUSR1 or SIGHUP (start again to go on), 130 Ctrl-C, 141 results were not wholly
+printed, for their reader went away; a command whose product is a file goes on whoever listens"""
 
 _NO_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)  # of any file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code. Errors that have a remedy are one message, never a traceback."""
+    open_standard_streams()
+    try:
+        code = _run(argv)
+    finally:
+        unprinted = finish_standard_streams()
+    if isinstance(unprinted, BrokenPipeError):
+        return code or EXIT_PIPE
+    if unprinted is not None and not code:
+        _tell(f"error: standard output: {unprinted.strerror}; what was to be printed is not all there.")
+        return EXIT_FAILURE
+    return code
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
         args = _read(argv)
         return int(args.run_command(args) or 0)
     except BrokenPipeError:
-        return 0
+        return EXIT_PIPE
     except (NestError, ConfigError, OSError) as error:
-        _tell(f"error: {error}")
+        _tell(words(error))
         unknown = isinstance(error, FileNotFoundError) or getattr(error, "errno", None) in _NO_NAMES
         return _ended(UsageError.exit_code if unknown else exit_code(error))
-    except KeyboardInterrupt as error:
-        _tell("stopped")
+    except (Exception, KeyboardInterrupt) as error:
+        _tell(words(error))
         return _ended(exit_code(error))
 
 
@@ -55,7 +71,8 @@ def _read(argv: Sequence[str] | None) -> argparse.Namespace:
 def _tell(text: str) -> None:
     """A last line, in place of a progress bar if there is one."""
     rank = f"rank {os.environ.get('RANK')}: " if _one_of_several() else ""
-    print(("\r\033[K" if sys.stderr.isatty() else "") + rank + text, file=sys.stderr, flush=True)
+    console = Console(sys.stderr)
+    console.write(("\r\033[K" if console.terminal else "") + rank + text + "\n")
 
 
 def _one_of_several() -> bool:
@@ -65,7 +82,7 @@ def _one_of_several() -> bool:
 def _ended(code: int) -> int:
     """A rank that failed goes at once: the engine's own farewell may wait for one that is lost."""
     if _one_of_several():
-        sys.stdout.flush()
+        finish_standard_streams()
         os._exit(code)
     return code
 
@@ -208,7 +225,7 @@ def _bench(args: argparse.Namespace) -> None:
     from .bench import run_benchmark
 
     for line in run_benchmark(Path(args.out), args.repeats, args.compile):
-        print(line, flush=True)
+        tell(line)
 
 
 def _demo_arguments(parser: argparse.ArgumentParser) -> None:

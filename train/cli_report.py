@@ -7,15 +7,15 @@ import time
 from collections.abc import Mapping
 from typing import Any, TextIO
 
+from .console import Console
 from .report import bar, sentence
 
 
 class ConsoleReporter:
-    """Prints what a run tells; on a terminal the last line is a bar that is written over."""
+    """Prints what a run tells; on a terminal the last line is a bar that is written over. Never raises."""
 
     def __init__(self, out: TextIO | None = None, clock: Any = time.monotonic) -> None:
-        self.out = out if out is not None else sys.stderr
-        self.terminal = self.out.isatty()
+        self.console = Console(out if out is not None else sys.stderr)
         self.clock = clock
         self.first: tuple[int, float] | None = None  # step and time of the first report
 
@@ -30,9 +30,8 @@ class ConsoleReporter:
     def progress(self, step: int, total: int, values: Mapping[str, Any]) -> None:
         """One line a report; validation always stays on the screen."""
         text = sentence(values, total, self._eta(step, total))
-        if self.terminal and "valid" not in values and step < total:
-            self.out.write(f"\r\033[K{bar(step, total)} {text}")
-            self.out.flush()
+        if self.console.terminal and "valid" not in values and step < total:
+            self.console.write(f"\r\033[K{bar(step, total)} {text}")
         else:
             self._line(text)
 
@@ -45,5 +44,4 @@ class ConsoleReporter:
         return (now - self.first[1]) / done * (total - step) if done > 0 else None
 
     def _line(self, text: str) -> None:
-        self.out.write(("\r\033[K" if self.terminal else "") + text + "\n")
-        self.out.flush()
+        self.console.write(("\r\033[K" if self.console.terminal else "") + text + "\n")

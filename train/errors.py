@@ -5,12 +5,15 @@ A message says what was asked, what came, and what to do. Errors of the configur
 
 from __future__ import annotations
 
+import traceback
+
 from nest_fn.config.errors import ConfigError
 from nest_fn.errors import CheckpointError, NestError
 
 __all__ = [
     "EXIT_FAILURE",
     "EXIT_INTERRUPTED",
+    "EXIT_PIPE",
     "EXIT_PREEMPTED",
     "EXIT_USAGE",
     "CheckpointError",
@@ -22,12 +25,14 @@ __all__ = [
     "NonFiniteError",
     "UsageError",
     "exit_code",
+    "words",
 ]
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_PREEMPTED = 75  # saved after a request to stop: please start again
 EXIT_INTERRUPTED = 130  # Ctrl-C
+EXIT_PIPE = 141  # results were not wholly printed: their reader went away; as a shell tells of SIGPIPE
 
 
 class UsageError(NestError):
@@ -77,3 +82,12 @@ def exit_code(error: BaseException) -> int:
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else (EXIT_FAILURE if error.code else 0)
     return EXIT_FAILURE
+
+
+def words(error: BaseException) -> str:
+    """What a person is told of it: a line where there is a remedy, else, for a fault of the program, the traceback."""
+    if isinstance(error, NestError | ConfigError | OSError):
+        return f"error: {error}"
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped"
+    return "".join(traceback.format_exception(error)).rstrip()

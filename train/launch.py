@@ -24,6 +24,7 @@ import nest_fn
 
 from .errors import DistributedError
 from .ranks import ALONE, Ranks
+from .signals import stopping
 from .watch import Watch
 
 _COLLECTIVE = re.compile(r"gloo|NCCL|c10d|TCPStore|[Cc]onnection (closed|reset|refused)|Broken pipe|[Tt]imed out")
@@ -36,6 +37,20 @@ class Job:
     ranks: Ranks = ALONE
     local_rank: int = 0  # among the processes of this machine: the index of its GPU
     store: Store | None = None
+    watch: Watch | None = None
+
+    def explained(self, error: BaseException) -> BaseException:
+        """The error to end with: where a call to other ranks failed, one that says which was lost, and of what."""
+        if self.watch is None or not isinstance(error, RuntimeError):
+            return error
+        if isinstance(error, RankFailed) or _COLLECTIVE.search(str(error)):
+            return self.watch.explain(_first_line(error))
+        return error
+
+    def hold(self) -> None:
+        """This rank ends, but has something to save first that may take long: its watch must not end it before."""
+        if self.watch is not None:
+            self.watch.stop()
 
     def agree(self, facts: Mapping[str, object]) -> None:
         """Raise ``DistributedError`` on every rank unless all give the same facts; it names the ranks that differ."""
@@ -57,6 +72,10 @@ class Job:
         if odd:
             shown = "\n  ".join(odd[:20])
             raise DistributedError(f"{len(odd)} of {ranks.world} ranks differ from rank 0; start all alike\n  {shown}")
+
+
+class RankFailed(RuntimeError):
+    """Another rank told that it ends with an error; ``Job.explained`` finds out which."""
 
 
 SINGLE = Job()
@@ -84,11 +103,12 @@ def joined(
         )
     except (RuntimeError, ValueError) as error:
         raise DistributedError(f"cannot join {world} ranks: {_first_line(error)}; start with torchrun.") from error
-    job = Job(Ranks(rank, world), int(os.environ.get("LOCAL_RANK", "0")), PrefixStore("job", store))
+    job = Job(Ranks(rank, world), int(os.environ.get("LOCAL_RANK", "0")), PrefixStore("job", store), watch)
     job.ranks.any(False)  # every watch has been made
     watch.start()
-    # Where a rank is lost, torchrun terminates the others: they shall live until they have said which it was.
-    with _deaf(signal.SIGTERM):
+    # Where a rank is lost, torchrun terminates the others: they shall live until they have said which it was. What
+    # asked all to stop may come a second time, from torchrun, while they end.
+    with _deaf(*(number for number in stopping() if number != signal.SIGINT)):
         yield from _watched(job, watch)
     dist.destroy_process_group()
 
@@ -98,9 +118,12 @@ def _watched(job: Job, watch: Watch) -> Iterator[Job]:
     try:
         yield job
     except RuntimeError as error:
-        if _COLLECTIVE.search(str(error)):
-            raise watch.explain(_first_line(error)) from error
+        explained = job.explained(error)
+        if explained is not error:
+            raise explained from error
         watch.leave(_first_line(error))
+        raise
+    except DistributedError:  # which the others found out for themselves
         raise
     except BaseException as error:
         watch.leave(_first_line(error))
@@ -111,16 +134,17 @@ def _watched(job: Job, watch: Watch) -> Iterator[Job]:
 
 
 @contextmanager
-def _deaf(number: int) -> Iterator[None]:
-    """A signal does nothing while the block runs, unless a handler of its own is set."""
+def _deaf(*numbers: int) -> Iterator[None]:
+    """Signals do nothing while the block runs, unless a handler of their own is set."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(number, lambda *_: None)
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(number, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def code_digest() -> str:

@@ -1,11 +1,10 @@
-"""The thin trainer: fetch, step, measure, validate, save. All that it knows between two steps is in ``_Progress``."""
+"""The thin trainer: fetch, step, measure, validate, save. All that it knows between two steps is in ``Progress``."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,36 +15,21 @@ from nest_fn.layers.tree import flatten
 from nest_fn.layers.types import Key, Tensor
 
 from . import measures
-from .checkpoints import Saved, check_keeping, recorded, restore, save
+from .checkpoints import check_keeping, recorded, restore
 from .data import Dataset, RawBatch, batches
-from .errors import CheckpointError, CollapseError
+from .endings import collapsed, fetched, saved_at_the_end, stopped, unsaved
 from .failures import failure, memory_told, named, utterances
 from .launch import SINGLE, Job, code_digest
+from .log_file import logged
 from .mates import gather_mates
 from .micro_batches import micro_batches, to_device
+from .progress import Progress, due, save_due, save_progress
 from .run import TRAIN, VALID, Reporter, Run, announce, compiled, data_record, open_run
 from .run_folder import RunFolder
 from .signals import Stopped, StopRequest, stop_requests
 from .spread import share, whole, whole_params
-from .step import RefusedUpdate, TrainState, make_step, training_loss
+from .step import RefusedUpdate, make_step, training_loss
 from .validate import make_evaluate, validate
-
-
-@dataclass
-class _Progress:
-    """What changes during a run."""
-
-    ts: TrainState
-    epoch: int = 0
-    batch: int = 0  # the next one of the epoch
-    window: measures.Sums = field(default_factory=dict)  # sums since the last line of metrics
-    started: float = field(default_factory=time.monotonic)  # of the window
-    skipped: int = 0  # updates in a row that were left out because they were not finite
-    valid_loss: float | None = None  # of the validation at this very step
-    sick: frozenset[str] = frozenset()  # what was warned of and has not gone since
-
-    def saved(self) -> Saved:
-        return Saved(self.ts, self.epoch, self.batch, self.window, self.skipped, self.valid_loss)
 
 
 def pretrain(
@@ -62,15 +46,16 @@ def pretrain(
     if first:
         folder.open()
     try:
-        with stop_requests() as stop:
-            run = _open(cfg, folder, reporter, job, stop)
+        with logged(reporter, folder.log(job.ranks.rank), job.explained) as told, stop_requests() as stop:
+            run = _open(cfg, folder, told, job, stop)
             if run is None:
                 return stop.exit_code
             progress = _begin(run, resume, allow_changes)
             if first:
                 folder.describe(cfg, command or [], data_record(run))
+            told.log.begin()
             announce(run)
-            with closing(run.board):
+            with closing(run.board), saved_at_the_end(run, progress):
                 return _train(run, progress, stop)
     finally:
         if first:
@@ -92,21 +77,21 @@ def _open(cfg: Config, folder: RunFolder, reporter: Reporter, job: Job, stop: St
     return run
 
 
-def _begin(run: Run, resume: str, allow_changes: bool) -> _Progress:
+def _begin(run: Run, resume: str, allow_changes: bool) -> Progress:
     saved = None
     if run.ranks.first:
         saved = restore(run.cfg, run.folder, run.digest, run.reporter.warn, run.device, resume, allow_changes)
         run.folder.cut_metrics(-1 if saved is None else saved.ts.step)  # -1: of a run that ended before its first save
     saved = share(saved, run)
     if saved.ts.step == 0:
-        return _Progress(saved.ts)
+        return Progress(saved.ts)
     if saved.batch > len(run.train.plan(saved.epoch)):  # only if the data changed
         saved = saved._replace(epoch=saved.epoch + 1, batch=0)
     run.reporter.say(f"resumed at step {saved.ts.step}, epoch {saved.epoch}, batch {saved.batch}")
-    return _Progress(saved.ts, saved.epoch, saved.batch, saved.window, skipped=saved.skipped)
+    return Progress(saved.ts, saved.epoch, saved.batch, saved.window, skipped=saved.skipped)
 
 
-def _train(run: Run, progress: _Progress, stop: StopRequest) -> int:
+def _train(run: Run, progress: Progress, stop: StopRequest) -> int:
     trainer = run.cfg.trainer
     loss = training_loss(run.cfg, run.rirs, run.sharding)
     step = make_step(run.cfg, compile=compiled(run.cfg, run.device), donate=True, loss=loss, sharding=run.sharding)
@@ -114,33 +99,19 @@ def _train(run: Run, progress: _Progress, stop: StopRequest) -> int:
     stream = _batches(run, run.train, stop, epoch=progress.epoch, batch=progress.batch)
     key = random.fold_in(run.key, TRAIN)
     _settle(run, progress, evaluate, stop)
-    stopped = False
     while progress.ts.step < trainer.max_steps:
-        raw = next(stream, None)  # None: a stop was asked for while it was awaited
-        stopped = run.ranks.any(stop.asked)
-        if stopped or raw is None:
-            break
+        raw = fetched(run, stream, stop, progress)
+        if raw is None:
+            return stopped(run, progress, stop)
         values = _step(run, progress, step, raw, key)
-        if _due(progress.ts.step, trainer.log_every, trainer.max_steps):
+        if due(progress.ts.step, trainer.log_every, trainer.max_steps):
             _log(run, progress, values)
         _validate(run, progress, evaluate, stop)
-        if _save_due(run, progress) and not _save(run, progress) and progress.ts.step == trainer.max_steps:
-            raise _unsaved(progress, "the last one")
+        if save_due(run, progress) and not save_progress(run, progress) and progress.ts.step == trainer.max_steps:
+            raise unsaved(progress, "the last one")
         if trainer.stop_on_collapse and "collapse" in progress.sick:
-            raise _collapsed(run, progress)
-    if stopped and progress.ts.step < trainer.max_steps:
-        if not _save(run, progress):
-            raise _unsaved(progress, "at which a stop was asked for")
-        run.reporter.say(f"asked to stop: saved at step {progress.ts.step}; the same command goes on from there")
-        return stop.exit_code
+            raise collapsed(run, progress)
     return 0
-
-
-def _unsaved(progress: _Progress, which: str) -> CheckpointError:
-    return CheckpointError(
-        f"step {progress.ts.step}, {which}, could not be saved, as told above; when it can be, give the same command "
-        "again: it goes on from the newest checkpoint."
-    )
 
 
 def _batches(run: Run, dataset: Dataset, stop: StopRequest, **place: int) -> Iterator[RawBatch]:
@@ -149,7 +120,7 @@ def _batches(run: Run, dataset: Dataset, stop: StopRequest, **place: int) -> Ite
     return batches(dataset, rank=ranks.rank, world=ranks.world, parts=parts, stopped=lambda: stop.asked, **place)
 
 
-def _settle(run: Run, progress: _Progress, evaluate: Any, stop: StopRequest) -> None:
+def _settle(run: Run, progress: Progress, evaluate: Any, stop: StopRequest) -> None:
     """What the interrupted run still owed for its last step: a validation, and its loss in the checkpoint."""
     if progress.ts.step == 0:
         return
@@ -158,37 +129,11 @@ def _settle(run: Run, progress: _Progress, evaluate: Any, stop: StopRequest) -> 
         _validate(run, progress, evaluate, stop)
     else:
         progress.valid_loss = found.get("loss")
-    if _save_due(run, progress):
-        _save(run, progress)
+    if save_due(run, progress):
+        save_progress(run, progress)
 
 
-def _due(done: int, every: int, last: int) -> bool:
-    """Every so many steps (0: never) and at the last one."""
-    return done == last or (every > 0 and done > 0 and done % every == 0)
-
-
-def _save_due(run: Run, progress: _Progress) -> bool:
-    return _due(progress.ts.step, run.cfg.trainer.save_every, run.cfg.trainer.max_steps)
-
-
-def _save(run: Run, progress: _Progress) -> bool:
-    """A checkpoint; one between the times that ``save_every`` names gives way to the next."""
-    passing = not _save_due(run, progress)
-    saved = progress.saved()._replace(ts=whole(progress.ts, run.sharding))
-    done = not run.ranks.first or save(run.cfg, run.folder, saved, run.digest, run.reporter.warn, passing)
-    return not run.ranks.any(not done)
-
-
-def _collapsed(run: Run, progress: _Progress) -> CollapseError:
-    """The end of a run whose codes collapsed, saved as far as it came."""
-    saved = "saved" if _save(run, progress) else "not saved"
-    return CollapseError(
-        f"step {progress.ts.step}: ended for codebook collapse, {saved}. Look at the data with nest-fn data stats; "
-        "the same command with trainer.stop_on_collapse=false goes on."
-    )
-
-
-def _step(run: Run, progress: _Progress, step: Any, raw: RawBatch, key: Key) -> Mapping[str, Tensor]:
+def _step(run: Run, progress: Progress, step: Any, raw: RawBatch, key: Key) -> Mapping[str, Tensor]:
     """One update, made or left out; its metrics."""
     audio = {"audio_samples": raw["audio_len"].sum(), "padded_samples": torch.tensor(raw["audio"].numel())}
     audio = run.ranks.total(audio)
@@ -212,7 +157,7 @@ def _step(run: Run, progress: _Progress, step: Any, raw: RawBatch, key: Key) -> 
     return values
 
 
-def _leave_out(run: Run, progress: _Progress, raw: RawBatch, key: Key, refused: RefusedUpdate) -> None:
+def _leave_out(run: Run, progress: Progress, raw: RawBatch, key: Key, refused: RefusedUpdate) -> None:
     """Go past an update that was not made, and tell of it; what is not finite ends the run if it comes too often.
 
     Spikes (``trainer.skip_norm``) have no limit; the first one of a window is told.
@@ -227,7 +172,7 @@ def _leave_out(run: Run, progress: _Progress, raw: RawBatch, key: Key, refused: 
     progress.ts = progress.ts._replace(step=progress.ts.step + 1)
 
 
-def _log(run: Run, progress: _Progress, values: Mapping[str, Tensor]) -> None:
+def _log(run: Run, progress: Progress, values: Mapping[str, Tensor]) -> None:
     """One line of metrics over the window, whose numbers do not depend on when the run was interrupted."""
     now = time.monotonic()
     window = progress.window
@@ -247,7 +192,7 @@ def _log(run: Run, progress: _Progress, values: Mapping[str, Tensor]) -> None:
     progress.window, progress.started = {}, now
 
 
-def _warn(run: Run, progress: _Progress, line: Mapping[str, Any]) -> None:
+def _warn(run: Run, progress: Progress, line: Mapping[str, Any]) -> None:
     """Each kind of warning once, until what it warns of has gone."""
     sched = run.cfg.optim.sched
     found = measures.warnings(line, run.cfg.num_classes, progress.ts.step, sched.warmup if sched is not None else 0)
@@ -256,22 +201,22 @@ def _warn(run: Run, progress: _Progress, line: Mapping[str, Any]) -> None:
     progress.sick = frozenset(found)
 
 
-def _validate(run: Run, progress: _Progress, evaluate: Any, stop: StopRequest) -> None:
+def _validate(run: Run, progress: Progress, evaluate: Any, stop: StopRequest) -> None:
     """A pass over the validation data where one is due; given up, without a trace, when asked to stop."""
     trainer, done = run.cfg.trainer, progress.ts.step
-    if run.valid is None or not _due(done, trainer.valid_every, trainer.max_steps):
+    if run.valid is None or not due(done, trainer.valid_every, trainer.max_steps):
         return
-    valid, stopped = run.valid, False
+    valid, given_up = run.valid, False
     started = time.monotonic()
     ts, key = progress.ts, random.fold_in(run.key, VALID)
 
     def until_stopped() -> Iterator[dict[str, Any]]:
-        nonlocal stopped
+        nonlocal given_up
         stream = _batches(run, valid, stop, epochs=1)
         for _ in range(len(valid.plan(0))):
-            raw = next(stream, None)
-            stopped = run.ranks.any(stop.asked)
-            if stopped or raw is None:
+            raw = fetched(run, stream, stop, progress)
+            if raw is None:
+                given_up = True
                 return
             batch = to_device(raw, run.device)
             pool = gather_mates(raw, batch["audio"], run.cfg.data.augment, key, run.ranks)
@@ -279,7 +224,7 @@ def _validate(run: Run, progress: _Progress, evaluate: Any, stop: StopRequest) -
 
     params = whole_params(ts.ema or ts.params, run.sharding)
     found = validate(evaluate, params, ts.state, until_stopped(), key, run.ranks)
-    if stopped:
+    if given_up:
         return
     took = round(time.monotonic() - started, 3)
     line = {"step": ts.step, "valid": found, "time": {"seconds": took}}

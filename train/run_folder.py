@@ -1,11 +1,13 @@
 """The folder of a run: what it was started with, what it measured, what it saved.
 
-config.yaml  command.txt  environment.json  data.json  metrics.jsonl  checkpoints/step_00001000/
+config.yaml  command.txt  environment.json  data.json  metrics.jsonl  log.txt  checkpoints/step_00001000/
+
+log.txt holds all that was said and warned, with the time, over all resumes; what another rank alone has to say, or ends
+with, is in its log_rank1.txt. What a full disk does not take is missing there, and counted.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import platform
@@ -21,6 +23,7 @@ from nest_fn.config import Config
 from nest_fn.config.writer import to_text
 from nest_fn.inputs import read_plain
 
+from .appending import append_whole
 from .errors import CheckpointError, UsageError
 from .lock import Lock
 
@@ -59,12 +62,11 @@ class RunFolder:
 
     def append(self, line: Mapping[str, Any]) -> None:
         """One line of metrics, flushed; the whole of it or nothing. Raises ``OSError`` if it cannot be written."""
-        text = (json.dumps(line) + "\n").encode()
-        with open(self.metrics, "ab", buffering=0) as file:
-            start = file.tell()
-            if file.write(text) < len(text):  # a disk that is full takes what it can
-                file.truncate(start)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.metrics))
+        append_whole(self.metrics, (json.dumps(line) + "\n").encode())
+
+    def log(self, rank: int) -> Path:
+        """Where a rank writes down what it says."""
+        return self.path / ("log.txt" if rank == 0 else f"log_rank{rank}.txt")
 
     def validation(self, step: int) -> dict[str, float] | None:
         """What the metrics say of the validation of ``step``, None if there was none."""

@@ -1,4 +1,8 @@
-"""Requests to stop: SIGTERM, SIGUSR1 and Ctrl-C set a flag that the loop reads; a second Ctrl-C aborts at once.
+"""Requests to stop set a flag that the loop reads: Ctrl-C, of which a second one aborts at once, and those below.
+
+SIGTERM (Slurm, Kubernetes, PBS, HTCondor), SIGUSR1 (Slurm's --signal, Grid Engine before a limit), SIGUSR2 (LSF at its
+run limit, Grid Engine before a kill), SIGXCPU (CPU time: ulimit -t, Grid Engine), SIGHUP (a terminal or a connection
+that was closed). A SIGHUP that is ignored at the start, as by nohup, stays ignored.
 
 Python sees a signal between two of its own instructions: a batch that is awaited is given up within a fraction of a
 second, but a step that computes or compiles ends first.
@@ -28,7 +32,7 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int:
-        """75 for a scheduler's signal (saved: please start again), 130 for Ctrl-C."""
+        """130 for Ctrl-C, 75 for all others (saved: please start again)."""
         return EXIT_INTERRUPTED if self.signal == signal.SIGINT else EXIT_PREEMPTED
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
@@ -56,13 +60,20 @@ class Stopped(BaseException):
     """A stop was asked for inside of ``at_once``. Not an ``Exception``, so that no handler of errors takes it."""
 
 
+def stopping() -> tuple[signal.Signals, ...]:
+    """The signals that ask for a stop."""
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    return tuple(numbers)
+
+
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Handle the three signals while the block runs; outside the main thread nothing is handled."""
+    """Handle the signals while the block runs; outside the main thread nothing is handled."""
     request = StopRequest()
-    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
     try:
-        before = {number: signal.signal(number, request) for number in numbers}
+        before = {number: signal.signal(number, request) for number in stopping()}
     except ValueError:  # not the main thread
         yield request
         return

@@ -24,6 +24,9 @@ from .ranks import Ranks
 from .schedule import Schedule, make_schedule
 from .sharding import WHOLE, Sharding
 
+OVERWRITTEN = "the update broke off in the middle, and the train state is overwritten in part"
+"""A note on every error of an update with ``donate=True``."""
+
 Metrics = dict[str, Tensor]
 LossSum = Callable[..., tuple[Tensor, tuple[Metrics, State]]]
 
@@ -178,7 +181,12 @@ def _update(
 ) -> TrainState:  # fmt: skip
     flat = flatten(ts.params)
     trained = {path: flat[path].detach() for path in grads}
-    moved, opt_state = optimizer.update(trained, grads, ts.opt_state, schedule(ts.step), donate=donate)
+    try:
+        moved, opt_state = optimizer.update(trained, grads, ts.opt_state, schedule(ts.step), donate=donate)
+    except BaseException as error:
+        if donate:
+            error.add_note(OVERWRITTEN)
+        raise
     params = fill(ts.params, flat | moved)
     ema = ts.ema
     if ema:
