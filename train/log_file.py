@@ -20,7 +20,10 @@ from .run import Reporter
 
 
 class LogFile:
-    """Lines with the local time in front. Until the run begins they wait, so that a refused start writes nothing."""
+    """Lines with the local time in front.
+
+    Until the run begins they wait, so that a refused start writes nothing, unless the run has a log already.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -46,7 +49,7 @@ class LogFile:
 
     def close(self) -> None:
         """What was said before a run could go on belongs to its log if it has one."""
-        if self.path.exists():
+        if not self._begun and self.path.exists():
             self.begin()
 
     def _append(self, text: str) -> None:

@@ -47,6 +47,8 @@ def pretrain(
         folder.open()
     try:
         with logged(reporter, folder.log(job.ranks.rank), job.explained) as told, stop_requests() as stop:
+            if first:
+                told.log.write(f"command: {' '.join(command or [])}")
             run = _open(cfg, folder, told, job, stop)
             if run is None:
                 return stop.exit_code
