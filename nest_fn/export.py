@@ -31,6 +31,7 @@ from .encoder import LOCAL, encode
 from .errors import ExportError
 from .extras import load_extra
 from .features import log_mel
+from .mel import Tables, make_tables
 
 Source = Literal["features", "audio"]
 SUFFIXES = (".pt2", ".onnx")
@@ -143,12 +144,17 @@ class _Encoder(nn.Module):
             raise ExportError(f"export: source '{source}' is unknown; choose features or audio.")
         self.params, self.state = _holder(params["encoder"]), _holder(state["encoder"])
         self.trees, self.cfg, self.source = (params["encoder"], state["encoder"]), cfg, source
+        self.tables: Any = None
+        if source == "audio":
+            made = make_tables(cfg.preprocessor, next(self.buffers()).device)
+            self.tables = _holder({name: leaf for name, leaf in made._asdict().items() if leaf is not None})
 
     def forward(self, signal: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         params = fill(self.trees[0], dict(self.params.named_buffers()))
         state = fill(self.trees[1], dict(self.state.named_buffers()))
         if self.source == "audio":
-            signal, lengths = _padded_log_mel(signal, lengths, self.cfg)
+            tables = Tables(**dict(self.tables.named_buffers()))
+            signal, lengths = _padded_log_mel(signal, lengths, self.cfg, tables)
         encoded, lengths, _ = encode(params, state, signal, lengths, self.cfg.encoder)
         return encoded, lengths
 
@@ -179,10 +185,10 @@ def _holder(tree: Any) -> nn.Module:
     return module
 
 
-def _padded_log_mel(audio: Tensor, lengths: Tensor, cfg: Config) -> tuple[Tensor, Tensor]:
+def _padded_log_mel(audio: Tensor, lengths: Tensor, cfg: Config, tables: Tables) -> tuple[Tensor, Tensor]:
     """``log_mel``, padded by an index: whether there is anything to pad must not be a question to the graph."""
     settings: PreprocessorConfig = dataclasses.replace(cfg.preprocessor, pad_to=0)
-    features, lengths = log_mel(audio, lengths, settings)
+    features, lengths = log_mel(audio, lengths, settings, tables=tables)
     multiple = math.lcm(max(cfg.preprocessor.pad_to, 1), widths(cfg).multiple)
     frames = features.shape[2]
     frame = torch.arange((frames + multiple - 1) // multiple * multiple, device=audio.device)

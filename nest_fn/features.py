@@ -16,7 +16,7 @@ from .config.model import PreprocessorConfig
 from .layers import random
 from .layers.lengths import check_lengths, valid_mask
 from .layers.types import Key, Tensor
-from .mel import WINDOWS, column, tables
+from .mel import WINDOWS, Tables, make_tables
 
 NORMALIZE = ("per_feature", "all_features", "fixed", None)
 STD_EPSILON = 1e-5  # added to a standard deviation, in log-mel units
@@ -26,13 +26,15 @@ _spectrogram = torch.compiler.allow_in_graph(audio_functional.spectrogram)
 
 
 def log_mel(
-    audio: Tensor, audio_len: Tensor, cfg: PreprocessorConfig, *, key: Key | None = None, train: bool = False
-) -> tuple[Tensor, Tensor]:
+    audio: Tensor, audio_len: Tensor, cfg: PreprocessorConfig, *,
+    key: Key | None = None, train: bool = False, tables: Tables | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Normalised log-mel: ``audio [B, N], audio_len [B] (samples) -> features [B, M, F], lengths [B] (frames)``.
 
     ``audio`` is float in [-1, 1] or int16 (scaled by 2^-15); float64 stays float64, everything else becomes float32.
     Lengths above ``N`` count as ``N``. Frames at or after a row's length hold ``cfg.pad_value``; ``F`` is a multiple of
     ``cfg.pad_to``. ``train=True`` adds dither and narrow-band augmentation from ``key``, int64 ``[2]`` or ``[B, 2]``.
+    ``tables`` are ``make_tables(cfg, audio.device)``, for callers that make them once.
 
     As in the reference, samples beyond ``audio_len`` are set to 0 together with pre-emphasis: with ``preemph=None``
     (or ``compat="legacy"``) they leak into the last frames unless they are 0 already. ``compat="legacy"`` also
@@ -44,14 +46,15 @@ def log_mel(
     x = _as_float(audio)
     check_lengths("log_mel", audio, audio_len)
     lengths = audio_len.to(torch.int64).clamp(min=0, max=audio.shape[1])
+    tables = make_tables(cfg, x.device) if tables is None else tables
     dither_key, narrow_key = _augmentation_keys(cfg, key, train, audio.shape[0])
     with torch.autocast(x.device.type, enabled=False):
         x = _pre_emphasis(_dither(_exact_padding(x, cfg), cfg, dither_key), lengths, cfg)
-        power = _narrow_band(_power_spectrum(x, cfg), cfg, narrow_key)
-        features = _log(tables(cfg, x)[1] @ power, cfg)
+        power = _narrow_band(_power_spectrum(x, tables.window.to(x.dtype), cfg), cfg, narrow_key)
+        features = _log(tables.filters.to(x.dtype) @ power, cfg)
         features = features.repeat(1, cfg.frame_splicing, 1)  # Q7: copies of one frame, not neighbours
         feature_len = frames(lengths, cfg)
-        features = normalize(features, feature_len, cfg)
+        features = normalize(features, feature_len, cfg, tables)
         return _pad(features, feature_len, cfg), feature_len
 
 
@@ -70,12 +73,12 @@ def frames(audio_len: int | Tensor, cfg: PreprocessorConfig) -> int | Tensor:
     return max(count, 0) if audio_len > 0 else 0
 
 
-def normalize(features: Tensor, lengths: Tensor, cfg: PreprocessorConfig) -> Tensor:
+def normalize(features: Tensor, lengths: Tensor, cfg: PreprocessorConfig, tables: Tables) -> Tensor:
     """Mean 0 and deviation 1 over each row's valid frames: ``[B, M, F], [B] -> [B, M, F]`` (spec 1.4)."""
     if cfg.normalize is None:
         return features
-    if cfg.normalize == "fixed":  # Q5: one pair a mel bin, for every batch size
-        return (features - column(cfg.fixed_mean or (), features)) / column(cfg.fixed_std or (), features)
+    if tables.mean is not None and tables.deviation is not None:  # Q5: one pair a mel bin, for every batch size
+        return (features - tables.mean.to(features.dtype)) / tables.deviation.to(features.dtype)
     axes = (2,) if cfg.normalize == "per_feature" else (1, 2)
     valid = valid_mask(lengths, features.shape[2])[:, None, :]
     number = lengths.to(features.dtype)[:, None, None] * (features.shape[1] if len(axes) == 2 else 1)
@@ -153,9 +156,8 @@ def _pre_emphasis(x: Tensor, lengths: Tensor, cfg: PreprocessorConfig) -> Tensor
     return y if cfg.compat == "legacy" else torch.where(valid_mask(lengths, y.shape[1]), y, 0.0)
 
 
-def _power_spectrum(x: Tensor, cfg: PreprocessorConfig) -> Tensor:
+def _power_spectrum(x: Tensor, window: Tensor, cfg: PreprocessorConfig) -> Tensor:
     """``[B, N] -> [B, bins, F]``: the STFT's magnitude to the power ``mag_power``."""
-    window = tables(cfg, x)[0]
     if not cfg.exact_pad:
         side = cfg.fft_length // 2
         x = F.pad(x, (side, side), mode=_padding_mode(x, side, cfg))

@@ -16,7 +16,7 @@ from nest_fn.layers.tree import fill, flatten
 from nest_fn.layers.types import Params, State, Tensor
 
 from .config import Config
-from .mel import tables
+from .mel import make_tables
 from .model import abstract
 
 PARTS = ("encoder", "decoder", "quantizer", "masking")
@@ -82,10 +82,10 @@ def from_state_dict(mapping: Mapping[str, Any], cfg: Config, parts: Sequence[str
 
 def to_state_dict(params: Params, state: State, cfg: Config) -> dict[str, Tensor]:
     """The reference's ``state_dict`` of our trees, with its constants and duplicates; tensors are not copied."""
-    window, filters = tables(cfg.preprocessor, torch.zeros(0))
+    tables = make_tables(cfg.preprocessor)
     made: dict[str, Tensor] = {
-        "preprocessor.featurizer.window": window,
-        "preprocessor.featurizer.fb": filters[None],
+        "preprocessor.featurizer.window": tables.window,
+        "preprocessor.featurizer.fb": tables.filters[None],
     }
     return made | rename(flatten(params) | flatten(state), cfg, copies=True)
 
