@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from nest_fn.layers.random import fold_in, key, split
 
-from . import nemo
-from .analysis import features
-from .checkpoint import load, save, save_file
+from .checkpoint.model_files import load, save, save_file
 from .config import Config, ConfigError
-from .features import log_mel
+from .frontend import log_mel
+from .hidden_states import features
+from .interop import nemo
 from .model import Batch, Output, abstract, encode, forward, init, loss, loss_sum, quantize
 
 if TYPE_CHECKING:
-    from .train.ssl_model import PureTorchSSLModel, create_optimizer, create_scheduler
+    from .train.facade.ssl_model import PureTorchSSLModel, create_optimizer, create_scheduler
 
 __version__ = "0.1.0"
 
@@ -60,7 +60,7 @@ _FROM_TRAIN = ("PureTorchSSLModel", "create_optimizer", "create_scheduler")
 def __getattr__(name: str) -> Any:
     """Names that live in ``train``, imported when first asked for: the only import that points up."""
     if name in _FROM_TRAIN:
-        from .train import ssl_model
+        from .train.facade import ssl_model
 
         return getattr(ssl_model, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

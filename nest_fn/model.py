@@ -28,8 +28,8 @@ from . import encoder as encoders
 from .config import Config
 from .decoder import init_decoder, log_probs
 from .encoder import encode_frames, init_encoder, subsample_features
-from .features import log_mel
-from .loss import masked_token_loss, token_mask
+from .frontend import log_mel
+from .losses import masked_token_loss, token_mask
 from .masking import apply_mask as replace_masked
 from .masking import draw_mask, init_masking
 from .quantizer import init_quantizer, quantize_features

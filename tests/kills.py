@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nest_fn.checkpoint_folder import newest_valid
-from nest_fn.train.synth import CorpusSpec, write_corpus
+from nest_fn.checkpoint.retention import newest_valid
+from nest_fn.train.data.synth import CorpusSpec, write_corpus
 from tests.kills_processes import PATIENCE, Attempt, Setting
 from tests.kills_report import Kill, compare, leftovers, table
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from nest_fn.checkpoint_files import META, _digest, _sealed
-from nest_fn.checkpoint_folder import step_path
-from nest_fn.train.manifest import write_manifest
+from nest_fn.checkpoint.folder import META, _digest, _sealed
+from nest_fn.checkpoint.retention import step_path
+from nest_fn.train.data.corpus.manifest import write_manifest
 from tests import show_faults_audio as audio
 from tests import show_faults_disks as disks
 from tests.show_faults_stage import EVERY, STEPS, Row, Stage, ended

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from nest_fn import Config, encode, fold_in, forward, init, key, log_mel, loss, nemo, quantize, split
+from nest_fn import Config, encode, fold_in, forward, init, key, log_mel, loss, quantize, split
+from nest_fn.interop import nemo
 from nest_fn.layers import random
 from nest_fn.layers.attention import attention, init_attention
 from nest_fn.layers.conv import conv, init_conv

@@ -25,12 +25,12 @@ from numpy.typing import NDArray
 
 from nest_fn import Config
 from nest_fn.layers import random
-from nest_fn.train.data import batches, open_dataset
-from nest_fn.train.draws import below, stream_key, words
-from nest_fn.train.manifest import write_manifest
-from nest_fn.train.micro_batches import to_device
-from nest_fn.train.step import init_train_state, make_step
-from nest_fn.train.wav import write_wav
+from nest_fn.train.data.corpus.manifest import write_manifest
+from nest_fn.train.data.corpus.wav import write_wav
+from nest_fn.train.data.dataset import batches, open_dataset
+from nest_fn.train.hash_rng import below, stream_key, words
+from nest_fn.train.step.micro_batches import to_device
+from nest_fn.train.step.step import init_train_state, make_step
 
 FILE = Path(__file__).parent / "golden" / "losses.json"
 STEPS = 50

@@ -14,7 +14,7 @@ import yaml
 from nest_fn import Config
 from nest_fn.layers.tree import count
 from nest_fn.model import abstract
-from nest_fn.train import cli
+from nest_fn.train.cli import main as cli
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -2,6 +2,6 @@
 
 import sys
 
-from nest_fn.train.cli import main
+from .cli.main import main
 
 sys.exit(main())

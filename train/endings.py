@@ -11,16 +11,16 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from nest_fn import checkpoint_folder
+from nest_fn.checkpoint import retention as checkpoint_folder
 
-from .data import RawBatch
+from .data.dataset import RawBatch
+from .distributed.launch import RankFailed
 from .errors import CheckpointError, CollapseError, MemoryExhausted, NonFiniteError
-from .launch import RankFailed
 from .progress import Progress, save_due, save_progress, write_down
-from .run import Run
-from .signals import StopRequest
-from .spread import whole
-from .step import OVERWRITTEN
+from .run.context import Run
+from .run.signals import StopRequest
+from .run.state_sharding import whole
+from .step.step import OVERWRITTEN
 
 _SAY_IT_THEMSELVES = (CheckpointError, CollapseError, NonFiniteError)
 

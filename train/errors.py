@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import traceback
 
-from nest_fn.config.errors import ConfigError
+from nest_fn.config.parse.errors import ConfigError
 from nest_fn.errors import CheckpointError, NestError
 
 __all__ = [

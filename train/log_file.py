@@ -16,7 +16,7 @@ from typing import Any
 from .appending import append_whole
 from .errors import words
 from .report import sentence
-from .run import Reporter
+from .run.context import Reporter
 
 
 class LogFile:

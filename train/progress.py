@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from . import measures
-from .checkpoints import Saved, save
-from .run import Run
-from .spread import whole
-from .step import TrainState
+from .run.checkpoints import Saved, save
+from .run.context import Run
+from .run.state_sharding import whole
+from .step import metrics as measures
+from .step.step import TrainState
 
 
 @dataclass

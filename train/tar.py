@@ -1,9 +1,9 @@
-"""Where the members of a shard are; ``nest_fn.tar`` reads the headers."""
+"""Where the members of a shard are; ``nest_fn.files.tar`` reads the headers."""
 
 from __future__ import annotations
 
-from nest_fn import tar
-from nest_fn.inputs import open_plain
+from nest_fn.files import tar
+from nest_fn.files.inputs import open_plain
 
 from .errors import DataError
 

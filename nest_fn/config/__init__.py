@@ -21,9 +21,6 @@ from typing import Any
 from . import derive
 from .checks import check_model
 from .checks_training import advice, check_training
-from .coerce import build, to_plain
-from .dialect import read_dialect
-from .errors import ConfigError, Problems
 from .model import (
     Compat,
     DecoderConfig,
@@ -33,8 +30,11 @@ from .model import (
     PreprocessorConfig,
     QuantizerConfig,
 )
-from .reader import read
-from .references import apply_overrides, resolve
+from .parse.coerce import build, to_plain
+from .parse.errors import ConfigError, Problems
+from .parse.nemo_dialect import read_dialect
+from .parse.overrides import apply_overrides, resolve
+from .parse.yaml_io import read
 from .training import AugmentConfig, DataConfig, OptimConfig, SchedConfig, TrainerConfig
 
 __all__ = [

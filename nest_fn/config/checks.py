@@ -10,8 +10,8 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from . import derive
-from .errors import Problems
 from .model import EncoderConfig, PreprocessorConfig
+from .parse.errors import Problems
 
 if TYPE_CHECKING:
     from . import Config

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from .checks import at_least, one_of, shares
-from .errors import Problems
+from .parse.errors import Problems
 from .training import AugmentConfig, DataConfig, OptimConfig, SchedConfig, TrainerConfig
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from .reader import resolvers
+from .parse.yaml_io import resolvers
 
 _FIRST = resolvers().keys() | yaml.SafeDumper.yaml_implicit_resolvers.keys()
 

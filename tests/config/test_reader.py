@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nest_fn.config import Config, ConfigError
-from nest_fn.config.reader import MAX_BYTES, MAX_DEPTH, parse, read
+from nest_fn.config.parse.yaml_io import MAX_BYTES, MAX_DEPTH, parse, read
 
 
 @pytest.mark.parametrize(

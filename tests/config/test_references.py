@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nest_fn.config import Config, ConfigError
-from nest_fn.config.references import apply_overrides, resolve
+from nest_fn.config.parse.overrides import apply_overrides, resolve
 
 
 @pytest.mark.parametrize(

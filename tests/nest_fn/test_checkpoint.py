@@ -15,9 +15,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nest_fn import Config, checkpoint, init, key
-from nest_fn.checkpoint import CheckpointError
-from nest_fn.config.reader import parse
+from nest_fn import Config, init, key
+from nest_fn.checkpoint import model_files as checkpoint
+from nest_fn.checkpoint.model_files import CheckpointError
+from nest_fn.config.parse.yaml_io import parse
 from nest_fn.config.writer import to_text
 from tests import unprivileged
 
@@ -238,7 +239,7 @@ def test_noise_is_refused(tmp_path: Path, content: bytes, start: bytes) -> None:
 
 def _edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Change ``meta.json`` and make its own digest fit again."""
-    from nest_fn.checkpoint_files import _sealed
+    from nest_fn.checkpoint.folder import _sealed
 
     content = json.loads((folder / "meta.json").read_text())
     del content["sha256"]
@@ -313,8 +314,9 @@ def test_nothing_in_a_pickle_runs(tmp_path: Path) -> None:
 SCRIPT = """
 import os, signal, sys
 from pathlib import Path
-from nest_fn import Config, checkpoint, init, key
-from nest_fn.nemo_files import write_nemo
+from nest_fn import Config, init, key
+from nest_fn.checkpoint import model_files as checkpoint
+from nest_fn.interop.nemo_archive import write_nemo
 
 cfg = Config.preset("tiny", {small})
 params, state = init(key(0), cfg)
@@ -391,7 +393,7 @@ for limit in (0, 100, total // 2, total - 1):
 
 
 def test_room_is_looked_for_first(tmp_path: Path) -> None:
-    from nest_fn.replace import replacing
+    from nest_fn.files.atomic import replacing
 
     message = "needs 1000000000001 MB, the disk has .* MB free"
     with pytest.raises(CheckpointError, match=message), replacing(tmp_path / "a", 10**18):
@@ -426,7 +428,7 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
-    from nest_fn.replace import replacing
+    from nest_fn.files.atomic import replacing
 
     def write_half() -> None:
         with replacing(tmp_path / "a", 1, folder=True) as folder:

@@ -20,11 +20,11 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from nest_fn import checkpoint
-from nest_fn.checkpoint_files import _sealed
-from nest_fn.convert import read_any
+from nest_fn.checkpoint import model_files as checkpoint
+from nest_fn.checkpoint.folder import _sealed
 from nest_fn.errors import CheckpointError
-from nest_fn.nemo_files import write_nemo
+from nest_fn.interop.convert import read_any
+from nest_fn.interop.nemo_archive import write_nemo
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoints" / "schema1"
 READERS: list[Callable[[Path], Any]] = [

@@ -11,10 +11,10 @@ import torch
 
 from nest_fn import Config, encode, init, key, log_mel, save_file
 from nest_fn.errors import ExportError
-from nest_fn.export import Widths, export_encoder, export_onnx, widths
+from nest_fn.interop.export import Widths, export_encoder, export_onnx, widths
 from nest_fn.layers import random
 from nest_fn.layers.tree import tree_map
-from nest_fn.train.cli import main
+from nest_fn.train.cli.main import main
 
 SMALL = ["encoder.n_layers=1", "encoder.d_model=16", "encoder.n_heads=2", "encoder.subsampling_conv_channels=4"]
 LOCAL = ["encoder.self_attention_model=rel_pos_local_attn", "encoder.att_context_size=[[3,2]]"]

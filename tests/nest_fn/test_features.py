@@ -11,7 +11,7 @@ import torchaudio
 
 from nest_fn import mel
 from nest_fn.config.model import PreprocessorConfig
-from nest_fn.features import frames, log_mel
+from nest_fn.frontend import frames, log_mel
 from nest_fn.layers import random
 from nest_fn.layers.types import Tensor
 

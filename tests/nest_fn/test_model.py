@@ -10,7 +10,7 @@ import torch
 from nest_fn import Config, abstract, encode, fold_in, forward, init, key, log_mel, loss, loss_sum, quantize
 from nest_fn.layers import random
 from nest_fn.layers.tree import check_same, fill, flatten, tree_map
-from nest_fn.loss import masked_cross_entropy, token_mask
+from nest_fn.losses import masked_cross_entropy, token_mask
 
 PLAIN = ("encoder.conv_norm_type=layer_norm",)  # a row does not depend on its batch, in training either
 

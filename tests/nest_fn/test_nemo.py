@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from nest_fn import Config, abstract, init, key, nemo
+from nest_fn import Config, abstract, init, key
+from nest_fn.interop import nemo
 from nest_fn.layers.tree import check_same, count, flatten
 
 FOLDER = Path(__file__).parents[1] / "reference"

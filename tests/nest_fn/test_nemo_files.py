@@ -18,14 +18,16 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nest_fn import Config, checkpoint, forward, nemo
-from nest_fn.checkpoint import CheckpointError
+from nest_fn import Config, forward
+from nest_fn.checkpoint import model_files as checkpoint
+from nest_fn.checkpoint.model_files import CheckpointError
 from nest_fn.config.writer import to_text
-from nest_fn.convert import convert, read_any
+from nest_fn.interop import nemo
+from nest_fn.interop.convert import convert, read_any
+from nest_fn.interop.nemo_archive import read_nemo, write_nemo
+from nest_fn.interop.nemo_config import from_reference, to_reference
+from nest_fn.interop.port_keywords import config_from_keywords
 from nest_fn.layers.tree import flatten
-from nest_fn.nemo_config import from_reference, to_reference
-from nest_fn.nemo_files import read_nemo, write_nemo
-from nest_fn.seed_config import config_from_keywords
 from tests.nest_fn.test_checkpoint import SMALL, model, same
 
 FOLDER = Path(__file__).parents[1] / "reference"
@@ -354,7 +356,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 
 
 def test_a_gzip_bomb_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nest_fn.nemo_files._ALWAYS", 1 << 20)
+    monkeypatch.setattr("nest_fn.interop.nemo_archive._ALWAYS", 1 << 20)
     (tmp_path / "a.nemo").write_bytes(gzip.compress(bytes(1 << 24)))
     with pytest.raises(CheckpointError, match="unpacks to more than 1048576 bytes"):
         read_nemo(tmp_path / "a.nemo")
@@ -440,7 +442,7 @@ def test_lightning_with_plain_settings(tmp_path: Path) -> None:
 
 def _omega(value: Any) -> Any:
     """What the pickle of an OmegaConf object looks like, without OmegaConf: nodes with their content inside."""
-    from nest_fn import lightning
+    from nest_fn.interop import lightning
 
     node = object.__new__(lightning._Branch if isinstance(value, dict | list) else lightning._Leaf)
     if isinstance(value, dict):
@@ -453,7 +455,7 @@ def _omega(value: Any) -> Any:
 
 
 def test_settings_inside_omegaconf_nodes() -> None:
-    from nest_fn.lightning import to_plain
+    from nest_fn.interop.lightning import to_plain
 
     config = reference_config()
     assert to_plain(_omega({"cfg": config}), "test") == {"cfg": config}

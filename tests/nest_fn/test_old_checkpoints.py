@@ -20,9 +20,12 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from nest_fn import Config, abstract, checkpoint, checkpoint_files, tensor_files
-from nest_fn.checkpoint import CheckpointError
-from nest_fn.checkpoint_files import SCHEMA, _sealed
+from nest_fn import Config, abstract
+from nest_fn.checkpoint import folder as checkpoint_files
+from nest_fn.checkpoint import model_files as checkpoint
+from nest_fn.checkpoint.folder import SCHEMA, _sealed
+from nest_fn.checkpoint.model_files import CheckpointError
+from nest_fn.files import tensors as tensor_files
 from nest_fn.layers.tree import fill, flatten
 
 FOLDER = Path(__file__).parents[1] / "golden" / "checkpoints"

@@ -14,10 +14,10 @@ import torch
 
 from nest_fn import forward
 from nest_fn.decoder import log_probs
-from nest_fn.features import log_mel
+from nest_fn.frontend import log_mel
+from nest_fn.interop.nemo import rename
 from nest_fn.layers.tree import flatten
 from nest_fn.masking import apply_mask
-from nest_fn.nemo import rename
 from nest_fn.quantizer import quantize_features
 from tests.parity import test_decoder_loss as decoder_tests
 from tests.parity import test_encoder as encoder_tests

@@ -12,8 +12,8 @@ import torch
 
 from nest_fn.config.training import AugmentConfig
 from nest_fn.layers import random
-from nest_fn.train.augment import augment, mix_parts
-from nest_fn.train.mix_plan import MixPlan, Parts
+from nest_fn.train.augment.mix_plan import MixPlan, Parts
+from nest_fn.train.augment.mixing import augment, mix_parts
 from tests.reference_cases import Case, load
 
 MULTI = ["augment_multi_default", "augment_multi_noise_only", "augment_multi_speech_only", "augment_multi_segments"]

@@ -9,7 +9,7 @@ import torch
 
 from nest_fn.config.model import DecoderConfig, LossConfig
 from nest_fn.decoder import log_probs
-from nest_fn.loss import masked_cross_entropy, masked_token_loss, token_mask
+from nest_fn.losses import masked_cross_entropy, masked_token_loss, token_mask
 from tests.reference_cases import Case, load, names
 
 UNEQUAL = "decloss_targets_shorter"  # the reference pads the targets with class 0; here an error (Q45)

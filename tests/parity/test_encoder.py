@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from nest_fn import nemo
 from nest_fn.config import Config
+from nest_fn.interop import nemo
 from nest_fn.layers.lengths import valid_mask
 from nest_fn.layers.tree import fill, flatten
 from nest_fn.model import encode

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from nest_fn import Config, forward, loss, nemo
+from nest_fn import Config, forward, loss
+from nest_fn.interop import nemo
 from nest_fn.layers.tree import fill, flatten, tree_map
-from nest_fn.train.optimizer import make_optimizer
-from nest_fn.train.schedule import make_schedule
+from nest_fn.train.step.optimizer import make_optimizer
+from nest_fn.train.step.schedule import make_schedule
 from tests.reference_cases import Case, load, names
 
 CASES = names("e2e_")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nest_fn import nemo
 from nest_fn.config import Config
 from nest_fn.config.model import (
     Compat,
@@ -17,11 +16,12 @@ from nest_fn.config.model import (
 )
 from nest_fn.decoder import log_probs
 from nest_fn.encoder import encode, init_encoder
-from nest_fn.features import log_mel
+from nest_fn.frontend import log_mel
+from nest_fn.interop import nemo
 from nest_fn.layers import random
 from nest_fn.layers.linear import LinearParams
 from nest_fn.layers.tree import flatten
-from nest_fn.loss import masked_cross_entropy, masked_token_loss, token_mask
+from nest_fn.losses import masked_cross_entropy, masked_token_loss, token_mask
 from nest_fn.quantizer import QuantizerState, quantize_features
 from tests import golden
 

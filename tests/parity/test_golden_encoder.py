@@ -7,11 +7,11 @@ import dataclasses
 import pytest
 import torch
 
-from nest_fn import nemo
 from nest_fn.config import Config
 from nest_fn.config.model import Compat, EncoderConfig
 from nest_fn.encoder import encode, init_encoder, subsample_features
-from nest_fn.features import log_mel
+from nest_fn.frontend import log_mel
+from nest_fn.interop import nemo
 from nest_fn.layers import random
 from nest_fn.layers.lengths import valid_mask
 from nest_fn.layers.tree import flatten

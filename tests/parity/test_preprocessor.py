@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nest_fn.config.model import PreprocessorConfig
-from nest_fn.features import frames, log_mel
+from nest_fn.frontend import frames, log_mel
 from nest_fn.mel import make_tables
 from tests.reference_cases import Case, load, names
 

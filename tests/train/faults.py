@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nest_fn.config import Config
-from nest_fn.train.cli import main
+from nest_fn.train.cli.main import main
 
 Captured = pytest.CaptureFixture[str]
 

@@ -16,13 +16,13 @@ import torch
 from nest_fn.config import Config
 from nest_fn.layers import random
 from nest_fn.layers.tree import flatten, tree_map
-from nest_fn.train.data import batches, open_dataset
-from nest_fn.train.launch import Job, joined
-from nest_fn.train.mates import gather_mates
-from nest_fn.train.micro_batches import micro_batches, to_device
-from nest_fn.train.sharding import Sharding, make_sharding
-from nest_fn.train.spread import cut, whole
-from nest_fn.train.step import TrainState, init_train_state, make_step, training_loss
+from nest_fn.train.augment.speaker_exchange import gather_mates
+from nest_fn.train.data.dataset import batches, open_dataset
+from nest_fn.train.distributed.launch import Job, joined
+from nest_fn.train.distributed.sharding import Sharding, make_sharding
+from nest_fn.train.run.state_sharding import cut, whole
+from nest_fn.train.step.micro_batches import micro_batches, to_device
+from nest_fn.train.step.step import TrainState, init_train_state, make_step, training_loss
 
 CPU = torch.device("cpu")
 

@@ -14,9 +14,9 @@ import torchaudio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nest_fn.train.audio import audio_info, read_audio
+from nest_fn.train.data.corpus.audio import audio_info, read_audio
+from nest_fn.train.data.corpus.wav import write_wav
 from nest_fn.train.errors import DataError, UsageError
-from nest_fn.train.wav import write_wav
 
 soundfile = pytest.importorskip("soundfile", reason="the optional package soundfile reads FLAC, Ogg and MP3")
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from nest_fn.config.training import AugmentConfig
 from nest_fn.layers import random
-from nest_fn.train.augment import augment
-from nest_fn.train.mix_plan import MixPlan, plan_mix, words_needed
+from nest_fn.train.augment.mix_plan import MixPlan, plan_mix, words_needed
+from nest_fn.train.augment.mixing import augment
 
 ALWAYS = AugmentConfig(prob=1.0)
 NOISE, SPEECH = replace(ALWAYS, noise_ratio=1.0), replace(ALWAYS, noise_ratio=0.0)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from nest_fn.train.batch import as_batch
+from nest_fn.train.facade.batch_formats import as_batch
 
 AUDIO = torch.linspace(-1, 1, 2 * 1600).reshape(2, 1600)
 NOISY = AUDIO.flip(1)

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from nest_fn import checkpoint_folder
+from nest_fn.checkpoint import retention as checkpoint_folder
 from nest_fn.config import Config
 from nest_fn.layers import random
 from nest_fn.layers.tree import flatten
 from nest_fn.layers.types import Tensor
-from nest_fn.train.checkpoints import Saved, _completed, recorded, restore, save
 from nest_fn.train.errors import CheckpointError
-from nest_fn.train.run_folder import RunFolder
-from nest_fn.train.step import TrainState, init_train_state
+from nest_fn.train.run.checkpoints import Saved, _completed, recorded, restore, save
+from nest_fn.train.run.run_folder import RunFolder
+from nest_fn.train.step.step import TrainState, init_train_state
 
 CPU = torch.device("cpu")
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from nest_fn.config import Config
-from nest_fn.train.cli import main
+from nest_fn.train.cli.main import main
 
 from .conftest import Corpus
 from .test_pretrain import words
@@ -182,7 +182,7 @@ def test_a_write_that_fails_is_one_message(corpus: Corpus, tmp_path: Path, capsy
 
 
 def test_synth(tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nest_fn.train import synth
+    from nest_fn.train.data import synth
 
     seen: list[synth.CorpusSpec] = []
     real = synth.write_corpus

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nest_fn.train.cli_report import ConsoleReporter
+from nest_fn.train.cli.console import ConsoleReporter
 from nest_fn.train.report import bar, clock, sentence
 
 

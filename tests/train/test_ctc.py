@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from nest_fn import Config, checkpoint, init, key
+from nest_fn import Config, init, key
+from nest_fn.checkpoint import model_files as checkpoint
 from nest_fn.layers.tree import flatten
-from nest_fn.train.cli import main
-from nest_fn.train.ctc import Alphabet, alphabet_of, finetune
+from nest_fn.train.cli.main import main
+from nest_fn.train.data.corpus.wav import write_wav
+from nest_fn.train.downstream.ctc import Alphabet, alphabet_of, finetune
 from nest_fn.train.errors import DataError
-from nest_fn.train.wav import write_wav
 
 WORDS = {"ab": (400, 2500), "ba": (2500, 400), "b": (2500, 2500)}
 

@@ -13,14 +13,14 @@ import torch
 from numpy.typing import NDArray
 
 from nest_fn.config.training import DataConfig
-from nest_fn.train.audio import read_audio
-from nest_fn.train.bench_data import loader_rates, loader_throughput
-from nest_fn.train.data import Dataset, RawBatch, batches, load_batch, open_dataset
+from nest_fn.train.commands.bench_loader import loader_rates, loader_throughput
+from nest_fn.train.data.clips import draw_noise, load_clips, noise_words
+from nest_fn.train.data.corpus.audio import read_audio
+from nest_fn.train.data.corpus.manifest import load_manifest, write_manifest
+from nest_fn.train.data.corpus.shard_index import write_shards
+from nest_fn.train.data.corpus.wav import write_wav
+from nest_fn.train.data.dataset import Dataset, RawBatch, batches, load_batch, open_dataset
 from nest_fn.train.errors import DataError, UsageError
-from nest_fn.train.manifest import load_manifest, write_manifest
-from nest_fn.train.noise import draw_noise, load_clips, noise_words
-from nest_fn.train.shards import write_shards
-from nest_fn.train.wav import write_wav
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real recordings of ../shared/data are absent")

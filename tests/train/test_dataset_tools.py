@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from nest_fn.config.training import DataConfig
-from nest_fn.train.dataset_tools import scan, shard, stats, validate
+from nest_fn.train.data.corpus.manifest import load_manifest
+from nest_fn.train.data.corpus.wav import write_wav
+from nest_fn.train.data.corpus_tools import scan, shard, stats, validate
 from nest_fn.train.errors import DataError
-from nest_fn.train.manifest import load_manifest
-from nest_fn.train.wav import write_wav
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real recordings of ../shared/data are absent")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nest_fn.train.draws import below, copy_hash, stream_key, uniform, utterance_hash, words
+from nest_fn.train.hash_rng import below, copy_hash, stream_key, uniform, utterance_hash, words
 
 
 def test_golden_words() -> None:

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from nest_fn import PureTorchSSLModel, create_optimizer, nemo
-from nest_fn.checkpoint import CheckpointError, save, save_file
+from nest_fn import PureTorchSSLModel, create_optimizer
+from nest_fn.checkpoint.model_files import CheckpointError, save, save_file
+from nest_fn.interop import nemo
+from nest_fn.interop.nemo_archive import write_nemo
 from nest_fn.layers.tree import flatten
-from nest_fn.nemo_files import write_nemo
 
 from .facade_cases import SMALL, batch, equal, model
 

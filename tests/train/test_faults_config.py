@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from nest_fn.config import Config
 from nest_fn.layers import random
-from nest_fn.train.cli import main
-from nest_fn.train.data import batches, open_dataset
-from nest_fn.train.micro_batches import to_device
-from nest_fn.train.step import init_train_state, make_step
-from nest_fn.train.wav import write_wav
+from nest_fn.train.cli.main import main
+from nest_fn.train.data.corpus.wav import write_wav
+from nest_fn.train.data.dataset import batches, open_dataset
+from nest_fn.train.step.micro_batches import to_device
+from nest_fn.train.step.step import init_train_state, make_step
 
 from .conftest import voice
 from .faults import Captured, config_of, write_entries

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from nest_fn.train.wav import write_wav
+from nest_fn.train.data.corpus.wav import write_wav
 
 from .faults import Captured, entries, refused, train, write_entries
 

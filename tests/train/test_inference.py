@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from nest_fn import Config, checkpoint, features, init, key
-from nest_fn.train.audio import read_audio
-from nest_fn.train.cli import main
-from nest_fn.train.wav import write_wav
+from nest_fn import Config, features, init, key
+from nest_fn.checkpoint import model_files as checkpoint
+from nest_fn.train.cli.main import main
+from nest_fn.train.data.corpus.audio import read_audio
+from nest_fn.train.data.corpus.wav import write_wav
 
 
 @pytest.fixture(scope="module")

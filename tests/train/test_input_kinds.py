@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from nest_fn import Config, checkpoint, init, key
-from nest_fn.train.cli import main
-from nest_fn.train.manifest import write_manifest
+from nest_fn import Config, init, key
+from nest_fn.checkpoint import model_files as checkpoint
+from nest_fn.train.cli.main import main
+from nest_fn.train.data.corpus.manifest import write_manifest
 
 from .faults import Captured
 

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from nest_fn.files.lock import Lock
 from nest_fn.train.errors import CheckpointError
-from nest_fn.train.lock import Lock
-from nest_fn.train.run_folder import RunFolder
+from nest_fn.train.run.run_folder import RunFolder
 
 HOLD = """
 import pathlib, sys
 sys.path.insert(0, {root!r})
-from nest_fn.train.lock import Lock
+from nest_fn.files.lock import Lock
 lock = Lock(pathlib.Path({path!r}))
 print(lock.take(), flush=True)
 sys.stdin.read()
@@ -66,7 +66,7 @@ def test_what_a_file_says_is_no_lock(tmp_path: Path) -> None:
 
 
 def test_a_lock_that_is_removed_while_it_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nest_fn.train import lock as module
+    from nest_fn.files import lock as module
 
     lock, real, seen = Lock(tmp_path / "lock"), module._locked, []
 

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nest_fn.train.data.corpus.manifest import Manifest, load_manifest, manifest_files, write_manifest
+from nest_fn.train.data.corpus.wav import write_wav
 from nest_fn.train.errors import DataError
-from nest_fn.train.manifest import Manifest, load_manifest, manifest_files, write_manifest
-from nest_fn.train.wav import write_wav
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real recordings of ../shared/data are absent")

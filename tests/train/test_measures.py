@@ -9,7 +9,7 @@ import torch
 
 from nest_fn.layers import random
 from nest_fn.layers.types import Tensor
-from nest_fn.train.measures import SUMMED, add, report, skip, warnings
+from nest_fn.train.step.metrics import SUMMED, add, report, skip, warnings
 
 HEALTHY = {"masked_tokens": 5000.0, "overflow": 0.0, "perplexity": 40.0, "accuracy": 0.3, "unigram_accuracy": 0.1}
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nest_fn.train.mix_plan import draw_mates
+from nest_fn.train.augment.mix_plan import draw_mates
 
 Batch = dict[str, torch.Tensor]
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from nest_fn.checkpoint_files import read_checkpoint
+from nest_fn.checkpoint.folder import read_checkpoint
 from nest_fn.layers.tree import flatten
-from nest_fn.train.cli import main
-from nest_fn.train.failures import is_memory
-from nest_fn.train.wav import write_wav
+from nest_fn.train.cli.main import main
+from nest_fn.train.data.corpus.wav import write_wav
+from nest_fn.train.run.failure_dump import is_memory
 
 from .conftest import Corpus
 from .test_pretrain import checkpoints, metrics, words
@@ -136,8 +136,8 @@ def test_a_dump_that_fails_hides_nothing(corpus: Corpus, tmp_path: Path, capsys:
 
 LIMITED = """
 import resource, sys
-from nest_fn.train.cli import main
-from nest_fn.train import loop
+from nest_fn.train.cli.main import main
+from nest_fn.train.run import loop
 before = loop.make_step
 def limited(*args, **options):
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

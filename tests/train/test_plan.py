@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from nest_fn.config.training import DataConfig
-from nest_fn.train.buckets import Shapes, batch_counts, choose_shapes
-from nest_fn.train.draws import utterance_hash
+from nest_fn.train.data.batch_plan import Plan, PlannedBatch, plan_epoch, plan_stream
+from nest_fn.train.data.buckets import Shapes, batch_counts, choose_shapes
 from nest_fn.train.errors import UsageError
-from nest_fn.train.plan import Plan, PlannedBatch, plan_epoch, plan_stream
+from nest_fn.train.hash_rng import utterance_hash
 
 lengths_of = st.lists(st.integers(1, 60 * 16000), min_size=1, max_size=120).map(lambda v: np.array(v, np.int64))
 configs = st.builds(

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from nest_fn.train.data.corpus.thread_map import ordered_map
 from nest_fn.train.errors import DataError
-from nest_fn.train.prefetch import ordered_map
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3, 8])
@@ -45,7 +45,7 @@ def test_signals_disturb_no_waiting() -> None:
     """A signal just before a slice of waiting ends must not make it endless, as SimpleQueue.get does in Python 3.11."""
     program = """
 import signal, time
-from nest_fn.train.prefetch import ordered_map
+from nest_fn.train.data.corpus.thread_map import ordered_map
 signal.signal(signal.SIGALRM, lambda *_: None)
 signal.setitimer(signal.ITIMER_REAL, 0.0002, 0.0002)
 end = time.monotonic() + 3
@@ -119,7 +119,7 @@ def test_threads_end_when_the_consumer_does() -> None:
 
 def test_a_program_ends_although_a_worker_hangs() -> None:
     program = (
-        "import time\nfrom nest_fn.train.prefetch import ordered_map\n"
+        "import time\nfrom nest_fn.train.data.corpus.thread_map import ordered_map\n"
         "stream = ordered_map(lambda n: time.sleep(n), [0, 600], workers=2)\nnext(stream)\nprint('done')"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)

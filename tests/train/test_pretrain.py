@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from nest_fn.train.cli import main
+from nest_fn.train.cli.main import main
 
 from .conftest import Corpus
 

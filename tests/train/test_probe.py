@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nest_fn.train.probe import (
+from nest_fn.train.downstream.linear_probe import (
     UNKNOWN,
     accuracy,
     choose,

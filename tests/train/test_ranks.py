@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from nest_fn.train.data.batch_plan import PlannedBatch
+from nest_fn.train.distributed.collectives import ALONE
+from nest_fn.train.distributed.launch import SINGLE
+from nest_fn.train.distributed.sharding import WHOLE
 from nest_fn.train.errors import DistributedError
-from nest_fn.train.launch import SINGLE
-from nest_fn.train.plan import PlannedBatch
-from nest_fn.train.ranks import ALONE
-from nest_fn.train.sharding import WHOLE
 
 from .conftest import Corpus
 
@@ -120,7 +120,7 @@ def test_alone_nothing_is_sent() -> None:
 QUARREL = """
 import os, time
 from nest_fn.train.errors import DistributedError
-from nest_fn.train.launch import joined
+from nest_fn.train.distributed.launch import joined
 try:
     with joined(5.0, 60.0, lambda error: os._exit(9)) as job:
         if job.ranks.first:
@@ -139,7 +139,7 @@ def test_a_call_that_fails_although_all_live(tmp_path: Path) -> None:
 
 
 def test_a_launcher_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    from nest_fn.train.launch import joined
+    from nest_fn.train.distributed.launch import joined
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(DistributedError, match=r"cannot join 2 ranks: .* start with torchrun"), joined(1, 1, print):

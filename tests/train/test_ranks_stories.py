@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from nest_fn.checkpoint_files import read_checkpoint
+from nest_fn.checkpoint.folder import read_checkpoint
 from nest_fn.layers.tree import flatten
-from nest_fn.train.cli import _parser, main, read_config
-from nest_fn.train.data import batches, open_dataset
+from nest_fn.train.cli.main import _parser, main, read_config
+from nest_fn.train.data.dataset import batches, open_dataset
 
 from .conftest import Corpus
 from .rank_runs import by_hand, by_torchrun, saved, steps

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nest_fn.train.cli import main
-from nest_fn.train.replay import Replayed, replay
+from nest_fn.train.cli.main import main
+from nest_fn.train.commands.replay import Replayed, replay
 
 from .conftest import Corpus
 from .test_nonfinite import WILD, silent

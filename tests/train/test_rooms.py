@@ -10,9 +10,9 @@ import torchaudio.functional as AF
 
 from nest_fn.config.training import AugmentConfig, DataConfig
 from nest_fn.layers import random
-from nest_fn.train.augment import augment
-from nest_fn.train.noise import load_clips
-from nest_fn.train.rooms import _fft_size, reverberate
+from nest_fn.train.augment.mixing import augment
+from nest_fn.train.augment.reverb import _fft_size, reverberate
+from nest_fn.train.data.clips import load_clips
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 LENGTH = torch.tensor([800, 500, 0])

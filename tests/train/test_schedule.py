@@ -7,7 +7,7 @@ import math
 import pytest
 
 from nest_fn.config import Config
-from nest_fn.train.schedule import cosine, make_schedule, noam
+from nest_fn.train.step.schedule import cosine, make_schedule, noam
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from nest_fn import Config, PureTorchSSLModel, create_optimizer
-from nest_fn.train.audio import read_audio
+from nest_fn.train.data.corpus.audio import read_audio
 
 SHARED = Path(__file__).parents[3] / "shared"
 README, DATA = SHARED / "seed.md", SHARED / "data"

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from nest_fn import Config, fold_in, init, key, loss
 from nest_fn.config.training import DataConfig
 from nest_fn.layers.tree import fill, flatten
-from nest_fn.train.data import batches, open_dataset
+from nest_fn.train.data.corpus.wav import write_wav
+from nest_fn.train.data.dataset import batches, open_dataset
 from nest_fn.train.errors import DataError
-from nest_fn.train.step import training_loss
-from nest_fn.train.wav import write_wav
+from nest_fn.train.step.step import training_loss
 
 from .faults import Captured, train
 from .test_pretrain import metrics

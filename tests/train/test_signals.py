@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from nest_fn.checkpoint_files import read_meta
-from nest_fn.train.cli import _parser, main, read_config
-from nest_fn.train.loop import pretrain
-from nest_fn.train.run_folder import RunFolder
+from nest_fn.checkpoint.folder import read_meta
+from nest_fn.train.cli.main import _parser, main, read_config
+from nest_fn.train.run.loop import pretrain
+from nest_fn.train.run.run_folder import RunFolder
 
 from .conftest import Corpus
 from .test_pretrain import checkpoints, metrics, started, until, words

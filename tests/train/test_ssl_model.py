@@ -18,11 +18,12 @@ import torch
 from torch.func import functional_call
 
 import nest_fn
-from nest_fn import Config, ConfigError, PureTorchSSLModel, abstract, forward, init, key, log_mel, loss, nemo
+from nest_fn import Config, ConfigError, PureTorchSSLModel, abstract, forward, init, key, log_mel, loss
+from nest_fn.interop import nemo
+from nest_fn.interop.port_keywords import KEYWORDS, config_from_keywords
 from nest_fn.layers import random
 from nest_fn.layers.tree import check_same, fill, flatten
-from nest_fn.seed_config import KEYWORDS, config_from_keywords
-from nest_fn.train.run import INIT, TRAIN, VALID
+from nest_fn.train.run.context import INIT, TRAIN, VALID
 
 from .facade_cases import SMALL, batch, config, equal, model, signals, snapshot
 

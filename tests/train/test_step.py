@@ -12,11 +12,11 @@ from nest_fn.config import Config
 from nest_fn.layers import random
 from nest_fn.layers.tree import flatten, tree_map
 from nest_fn.layers.types import Tensor
-from nest_fn.train.data import batches, open_dataset
+from nest_fn.train.augment.reverb import load_rooms
+from nest_fn.train.data.dataset import batches, open_dataset
 from nest_fn.train.errors import NonFiniteError
-from nest_fn.train.micro_batches import micro_batches, to_device
-from nest_fn.train.rooms import load_rooms
-from nest_fn.train.step import TrainState, init_train_state, make_step, training_loss, value_and_grad
+from nest_fn.train.step.micro_batches import micro_batches, to_device
+from nest_fn.train.step.step import TrainState, init_train_state, make_step, training_loss, value_and_grad
 
 from .conftest import Corpus
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nest_fn import checkpoint
+from nest_fn.checkpoint import model_files as checkpoint
 from nest_fn.config import Config
 from nest_fn.layers.random import key
 from nest_fn.model import init
-from nest_fn.train.cli import main
-from nest_fn.train.wav import write_wav
+from nest_fn.train.cli.main import main
+from nest_fn.train.data.corpus.wav import write_wav
 from tests import unprivileged
 
 from .conftest import Corpus
@@ -35,7 +35,7 @@ SMALL = ["encoder.n_layers=1", "encoder.subsampling_conv_channels=8", "data.batc
 BLOCKED = """
 import sys
 sys.modules.update(dict.fromkeys(sys.argv.pop(1).split(",")))  # None: an import of it fails
-from nest_fn.train.cli import main
+from nest_fn.train.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
 PACKAGES = ["soundfile", "safetensors", "onnx", "onnxscript", "tensorboard", "matplotlib"]

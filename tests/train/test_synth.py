@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nest_fn.train.synth import (
+from nest_fn.train.data.synth import (
     NOISE_KINDS,
     PHONES,
     SAMPLE_RATE,
@@ -24,9 +24,9 @@ from nest_fn.train.synth import (
     synthesise,
     write_corpus,
 )
-from nest_fn.train.synth.keys import generator
-from nest_fn.train.synth.render import render, tract_response
-from nest_fn.train.synth.voice import Score, compose, tracks
+from nest_fn.train.data.synth.keys import generator
+from nest_fn.train.data.synth.render import render, tract_response
+from nest_fn.train.data.synth.voice import Score, compose, tracks
 
 TINY = CorpusSpec(
     train_minutes=0.3, valid_minutes=0.1, noise_minutes=0.1, probe_train_minutes=0.1, probe_test_minutes=0.1,

@@ -7,9 +7,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from nest_fn.train.synth import NOISE_KINDS, PHONES, SAMPLE_RATE, SILENCE, lexicon, noise
-from nest_fn.train.synth.keys import generator
-from nest_fn.train.synth.lexicon import LONGEST, sentence
+from nest_fn.train.data.synth import NOISE_KINDS, PHONES, SAMPLE_RATE, SILENCE, lexicon, noise
+from nest_fn.train.data.synth.keys import generator
+from nest_fn.train.data.synth.lexicon import LONGEST, sentence
 
 
 def test_language_follows_its_grammar_and_is_predictable() -> None:

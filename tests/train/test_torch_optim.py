@@ -13,10 +13,10 @@ import yaml
 from nest_fn import Config, ConfigError, create_optimizer, create_scheduler, key, loss
 from nest_fn.layers import random
 from nest_fn.layers.tree import fill, flatten
-from nest_fn.train.optimizer import make_optimizer
-from nest_fn.train.run import TRAIN
-from nest_fn.train.schedule import make_schedule
-from nest_fn.train.step import make_step, start_from
+from nest_fn.train.run.context import TRAIN
+from nest_fn.train.step.optimizer import make_optimizer
+from nest_fn.train.step.schedule import make_schedule
+from nest_fn.train.step.step import make_step, start_from
 
 from .facade_cases import batch, config, equal, model, snapshot
 

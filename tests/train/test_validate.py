@@ -10,10 +10,10 @@ from nest_fn.layers import random
 from nest_fn.layers.tree import tree_map
 from nest_fn.layers.types import Tensor
 from nest_fn.model import init, loss_sum
-from nest_fn.train.augment import augment
-from nest_fn.train.data import batches, open_dataset
-from nest_fn.train.micro_batches import to_device
-from nest_fn.train.validate import make_evaluate, validate
+from nest_fn.train.augment.mixing import augment
+from nest_fn.train.data.dataset import batches, open_dataset
+from nest_fn.train.step.evaluate import make_evaluate, validate
+from nest_fn.train.step.micro_batches import to_device
 
 from .conftest import Corpus
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nest_fn.layers import random
-from nest_fn.train.weighted_probe import fit_weighted_probe, weighted_accuracy
+from nest_fn.train.downstream.weighted_probe import fit_weighted_probe, weighted_accuracy
 
 
 def test_finds_the_layer_that_knows() -> None:

@@ -1,0 +1,216 @@
+"""A checkpoint as a folder: trees of tensors, a configuration, and ``meta.json`` that vouches for every byte of them.
+
+    step_00001000/
+        params.safetensors  state.safetensors  ...   one file a tree; .pt without the package safetensors
+        config.yaml
+        meta.json   schema, versions, structure of the trees, size and SHA-256 of each file, and the caller's own values
+
+The same contents make the same bytes: nothing says when or where a checkpoint was written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from nest_fn.config.parse.errors import ConfigError
+from nest_fn.config.parse.yaml_io import read
+from nest_fn.config.writer import to_text
+from nest_fn.errors import CheckpointError
+from nest_fn.files.atomic import present, replacing
+from nest_fn.files.tensors import SUFFIXES, opened, read_tensors, size_of, usual_suffix, write_tensors
+from nest_fn.files.tree_spec import leaves_of, outline, rebuild
+from nest_fn.layers.types import Tensor
+
+FORMAT = "nest_fn"
+SCHEMA = 1
+META = "meta.json"
+_CONFIG = "config.yaml"
+_MAX_META = 1 << 26  # bytes
+_CHUNK = 1 << 20
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
+
+
+class Checkpoint(NamedTuple):
+    """What a checkpoint holds."""
+
+    trees: dict[str, Any]  # nested dicts and lists of tensors on the CPU, by name
+    config: dict[str, Any]  # plain values
+    meta: dict[str, Any]  # the caller's values, ``step`` among them, and ``versions``
+
+
+def write_checkpoint(
+    path: str | Path, trees: Mapping[str, Any], config: Mapping[str, Any], meta: Mapping[str, Any] | None = None
+) -> None:
+    """Write a folder that is there as a whole or not at all, in place of what stands at ``path``.
+
+    ``trees``: nested dicts and lists of tensors by name, e.g. params, state, optimizer. ``meta``: values for JSON, as
+    ``{"step": 1000}`` (default step 0). Raises ``CheckpointError`` if the disk is full, or must not be written.
+    """
+    suffix = usual_suffix()
+    structures = {name: outline(tree) for name, tree in trees.items()}
+    for name in trees:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"write_checkpoint: tree {name!r} becomes a file; use letters, digits, _ and - alone.")
+    leaves = {name: leaves_of(tree) for name, tree in trees.items()}
+    content = {
+        "format": FORMAT,
+        "schema": SCHEMA,
+        "versions": versions(),
+        "trees": {name: {"file": name + suffix, "structure": structure} for name, structure in structures.items()},
+        "meta": {"step": 0, **(meta or {})},
+    }
+    with replacing(path, sum(map(size_of, leaves.values())), folder=True) as folder:
+        for name, tensors in leaves.items():
+            write_tensors(folder / (name + suffix), tensors)
+        (folder / _CONFIG).write_text(to_text(config), encoding="utf-8")
+        files = {
+            file.name: {"bytes": file.stat().st_size, "sha256": _digest(file)} for file in sorted(folder.iterdir())
+        }
+        (folder / META).write_text(_sealed({**content, "files": files}), encoding="utf-8")
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Trees, configuration and meta of a folder, every byte compared with its digest.
+
+    Raises ``CheckpointError`` naming the file that is missing, cut short, changed or of another schema.
+    """
+    path = present(path)
+    content = verify(path)
+    trees = {}
+    for name, entry in content["trees"].items():
+        file = path / entry["file"]
+        leaves, _ = read_tensors(file)
+        try:
+            trees[name] = rebuild(entry["structure"], leaves)
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{file}: {error}.") from error
+    try:
+        config = read(path / _CONFIG)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+    return Checkpoint(trees, config, {**content["meta"], "versions": content["versions"]})
+
+
+def read_meta(path: str | Path) -> dict[str, Any]:
+    """The content of ``meta.json``, by which the other files are there in full; their digests are not compared.
+
+    Raises ``CheckpointError``.
+    """
+    path = present(path)
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: is no folder; a checkpoint is one, with {META} in it.")
+    content = _unsealed(path / META)
+    for name, entry in content["files"].items():
+        file = path / name
+        size = _size(file)
+        if size is None:
+            raise CheckpointError(f"{file}: is missing (or no plain file); take another checkpoint.")
+        if size != entry["bytes"]:
+            raise CheckpointError(
+                f"{file}: has {size} bytes of {entry['bytes']}, so it is cut short or changed; take another checkpoint."
+            )
+    return content
+
+
+def verify(path: str | Path) -> dict[str, Any]:
+    """``read_meta`` after comparing the SHA-256 of every file. Raises ``CheckpointError``."""
+    path = present(path)
+    content = read_meta(path)
+    for name, entry in content["files"].items():
+        if _digest(path / name) != entry["sha256"]:
+            raise CheckpointError(f"{path / name}: its bytes changed since they were written; take another checkpoint.")
+    return content
+
+
+def versions() -> dict[str, str]:
+    """What wrote a file."""
+    from nest_fn import __version__  # the face of the package is complete by the time that anything is written
+
+    return {"nest_fn": __version__, "torch": torch.__version__.partition("+")[0]}
+
+
+def digest_of(leaves: Mapping[str, Tensor], texts: Mapping[str, str]) -> str:
+    """SHA-256 of tensors and texts by name, whatever file they stand in."""
+    sha = hashlib.sha256()
+    for name, text in sorted(texts.items()):
+        sha.update(json.dumps([name, text]).encode())
+    for name, leaf in sorted(leaves.items()):
+        sha.update(json.dumps([name, str(leaf.dtype), list(leaf.shape)]).encode())
+        sha.update(leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+def _size(file: Path) -> int | None:
+    """Bytes of a plain file; None where there is none, or none can be, as under a name that is too long."""
+    try:
+        return file.stat().st_size if file.is_file() and not file.is_symlink() else None
+    except OSError:
+        return None
+
+
+def _digest(file: Path) -> str:
+    sha = hashlib.sha256()
+    with opened(file) as content:
+        while chunk := content.read(_CHUNK):
+            sha.update(chunk)
+    return sha.hexdigest()
+
+
+def _sealed(content: dict[str, Any]) -> str:
+    """JSON whose first entry is the digest of the others."""
+    try:
+        text = json.dumps(content, indent=1, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"write_checkpoint: meta wants values that JSON can hold: {error}.") from error
+    return json.dumps({"sha256": _seal(json.loads(text)), **content}, indent=1) + "\n"
+
+
+def _seal(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _unsealed(file: Path) -> dict[str, Any]:
+    with opened(file) as raw:
+        text = raw.read(_MAX_META + 1)
+    try:
+        content = json.loads(text.decode("utf-8")) if len(text) <= _MAX_META else None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{file}: is damaged or cut short: {str(error)[:200]}; take another checkpoint."
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{file}: does not describe a checkpoint of this library.")
+    if content.get("schema") != SCHEMA:
+        raise CheckpointError(
+            f"{file}: schema {content.get('schema')!r}, this version reads {SCHEMA}; read it with what wrote it, "
+            f"{content.get('versions')}."
+        )
+    seal = content.pop("sha256", None)
+    try:
+        if seal != _seal(content):
+            raise CheckpointError(f"{file}: its bytes changed since they were written; take another checkpoint.")
+        _check_form(content)
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{file}: does not describe a checkpoint of this library ({error}).") from error
+    return content
+
+
+def _check_form(content: dict[str, Any]) -> None:
+    """Every entry that is read later, of the type that it is read as."""
+    for name, entry in content["files"].items():
+        if Path(name).name != name or not isinstance(entry["bytes"], int) or not isinstance(entry["sha256"], str):
+            raise TypeError(f"file {name!r}")
+    for name, entry in content["trees"].items():
+        if entry["file"] not in content["files"] or not entry["file"].endswith(SUFFIXES) or "structure" not in entry:
+            raise TypeError(f"tree {name!r}")
+    if _CONFIG not in content["files"] or not isinstance(content["meta"]["step"], int):
+        raise TypeError("no config or step")
+    if not isinstance(content["versions"], dict):
+        raise TypeError("versions")

@@ -1,0 +1,144 @@
+"""A model on disk: ``save`` and ``load`` a folder, ``save_file`` a single file; ``load`` reads both.
+
+    save("model", params, state, cfg)
+    params, state, cfg = load("model")
+
+Tensors keep their dtype and every bit; they come back on the CPU. No pickle is run when a file is read. What a trainer
+needs beside, trees of its own and the folder of a run, is here by name too.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from nest_fn.config import Config, ConfigError
+from nest_fn.config.parse.yaml_io import parse
+from nest_fn.config.writer import to_text
+from nest_fn.errors import CheckpointError
+from nest_fn.files.atomic import present, replacing
+from nest_fn.files.tensors import SUFFIXES, check_writable, read_tensors, size_of, write_tensors
+from nest_fn.files.tree_spec import leaves_of, outline, rebuild
+from nest_fn.layers.tree import first_confused, flatten
+from nest_fn.layers.types import Params, State, Tensor
+from nest_fn.model import abstract
+
+from .folder import FORMAT, META, SCHEMA, Checkpoint, digest_of, read_checkpoint, read_meta, verify, write_checkpoint
+from .retention import latest, list_checkpoints, newest_valid, prune, step_path
+
+__all__ = [
+    "META",
+    "Checkpoint",
+    "CheckpointError",
+    "check_trees",
+    "latest",
+    "list_checkpoints",
+    "load",
+    "newest_valid",
+    "prune",
+    "read_checkpoint",
+    "read_meta",
+    "save",
+    "save_file",
+    "step_path",
+    "verify",
+    "write_checkpoint",
+]
+
+
+def save(path: str | Path, params: Params, state: State, cfg: Config, step: int = 0) -> None:
+    """Write a folder with params, state and config; the old one stays until the new one is whole.
+
+    Raises ``CheckpointError`` if it cannot be written, ``ValueError`` if the trees are not those of ``cfg``.
+    """
+    check_trees("save", params, state, cfg)
+    write_checkpoint(path, {"params": params, "state": state}, cfg.to_dict(), {"step": step})
+
+
+def save_file(path: str | Path, params: Params, state: State, cfg: Config, step: int = 0) -> None:
+    """Write one file, ``.safetensors`` or ``.pt``, with the config as metadata. Raises as ``save`` does."""
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"save_file: '{path.name}' must end in {' or '.join(SUFFIXES)}.")
+    check_writable(path)
+    check_trees("save_file", params, state, cfg)
+    trees = {"params": params, "state": state}
+    leaves = leaves_of(trees)
+    texts = {
+        "format": FORMAT,
+        "schema": str(SCHEMA),
+        "step": str(step),
+        "config": to_text(cfg.to_dict()),
+        "structure": json.dumps(outline(trees)),
+    }
+    texts["sha256"] = digest_of(leaves, texts)
+    with replacing(path, size_of(leaves)) as temporary:
+        write_tensors(temporary, leaves, texts)
+
+
+def load(path: str | Path) -> tuple[Params, State, Config]:
+    """Params, state and config of what ``save``, ``save_file`` or a trainer wrote, on the CPU.
+
+    Raises ``CheckpointError`` naming the file that is missing, damaged, of another schema, or not of its config.
+    """
+    path = present(path)
+    if path.is_dir():
+        trees, settings, _ = read_checkpoint(path)
+    else:
+        trees, settings = _read_file(path)
+    missing = [name for name in ("params", "state") if name not in trees]
+    if missing:
+        raise CheckpointError(f"{path}: has no {missing[0]}, only {', '.join(trees) or 'nothing'}.")
+    params, state = trees["params"], trees["state"]
+    try:
+        cfg = Config.from_dict(settings)
+        check_trees(str(path), params, state, cfg)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: its config is not one of this version: {error}") from error
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    return params, state, cfg
+
+
+def check_trees(what: str, params: Params, state: State, cfg: Config) -> None:
+    """Raise ``ValueError`` listing the leaves that are missing, unknown or of another shape than ``cfg`` wants.
+
+    Dtypes are free: a model may be kept in half precision.
+    """
+    trees = {"params": params, "state": state}
+    template = dict(zip(trees, abstract(cfg), strict=True))
+    wanted, given = flatten(template), flatten(trees)
+    problems = [f"'{path}' {list(leaf.shape)} is missing" for path, leaf in wanted.items() if path not in given]
+    problems += [f"'{path}' has no place in its config" for path in given if path not in wanted]
+    for path in wanted.keys() & given.keys():
+        have, want = list(given[path].shape), list(wanted[path].shape)
+        if have != want:
+            problems.append(f"'{path}' is {have}, its config wants {want}")
+    confused = None if problems else first_confused(trees, template)
+    problems += [confused] if confused else []
+    if problems:
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ValueError(f"{what}: {'; '.join(sorted(problems)[:5])}{more}.")
+
+
+def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    if path.suffix not in SUFFIXES:
+        raise CheckpointError(f"{path}: must be a folder, or a file that ends in {' or '.join(SUFFIXES)}.")
+    return _from_flat(str(path), *read_tensors(path))
+
+
+def _from_flat(source: str, leaves: dict[str, Tensor], texts: dict[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Trees and settings of a single file's tensors and texts. Raises ``CheckpointError``."""
+    if texts.get("format") != FORMAT:
+        raise CheckpointError(f"{source}: holds tensors, but does not say that they are of this library.")
+    if texts.get("schema") != str(SCHEMA):
+        raise CheckpointError(f"{source}: schema {texts.get('schema')!r}, this version reads {SCHEMA}.")
+    seal = texts.pop("sha256", None)
+    if seal != digest_of(leaves, texts):
+        raise CheckpointError(f"{source}: its contents changed since they were written; take another copy.")
+    try:
+        trees = rebuild(json.loads(texts["structure"]), leaves)
+        return trees, dict(parse(texts["config"], source))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{source}: {error}.") from error

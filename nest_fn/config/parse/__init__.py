@@ -1,0 +1,1 @@
+"""From text to plain values: YAML, overrides, references, NeMo's dialect, types."""

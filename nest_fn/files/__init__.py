@@ -1,0 +1,1 @@
+"""Files without knowledge of NEST: atomic writes, locks, tensors, tar archives."""

@@ -1,0 +1,1 @@
+"""Other systems' files: NeMo, Lightning, the PyTorch port, torch.export and ONNX."""

@@ -1,0 +1,124 @@
+"""Any file with a NEST model to ``(params, state, cfg)``, told apart by content, and from there to another kind.
+
+Read: folders and files of ours, the reference's ``.nemo`` and Lightning's ``.ckpt``, and ``.pt`` files of the
+pure-PyTorch port (spec 11). Written: ours and ``.nemo``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nest_fn.checkpoint.model_files import META, load, newest_valid, save, save_file
+from nest_fn.config import Compat, Config, ConfigError
+from nest_fn.errors import CheckpointError
+from nest_fn.files.atomic import present
+from nest_fn.files.tensors import SUFFIXES, opened, read_torch, tensors_only
+from nest_fn.layers.tree import fill, flatten
+from nest_fn.layers.types import Params, State
+from nest_fn.model import abstract
+
+from .lightning import STAND_INS, to_plain
+from .nemo_archive import read_lightning, read_nemo, trees_from, write_nemo
+from .port_keywords import config_from_keywords, is_flat
+
+_KINDS = ".nemo, .safetensors, .pt, or a name without a suffix for a folder"
+
+
+def read_any(path: str | Path, compat: Compat | None = None) -> tuple[Params, State, Config]:
+    """Params, state and config, on the CPU, of any of the files above, or of the newest whole checkpoint in a folder.
+
+    ``compat`` (``current``, ``legacy``) replaces the numerics that the file asks for. Raises ``CheckpointError``.
+    """
+    path = present(path)
+    if path.is_dir():
+        return _with(load(_checkpoint_in(path)), compat)
+    with opened(path) as file:
+        start = file.read(512)
+    if start[:2] == b"\x1f\x8b" or start[257:262] == b"ustar":
+        return read_nemo(path, compat)
+    if start[:4] == b"PK\x03\x04":
+        return _read_pickled(path, compat)
+    if start[8:9] == b"{":  # a header of safetensors: its length, then JSON
+        return _with(load(path), compat)
+    raise CheckpointError(
+        f"{path}: is neither a .nemo archive nor a .ckpt, .pt or .safetensors file, or it is damaged."
+    )
+
+
+def convert(source: str | Path, target: str | Path, compat: Compat | None = None) -> Config:
+    """Read ``source``, write ``target``: the kind follows its suffix, a folder has none. Returns the config.
+
+    Raises ``CheckpointError`` if one cannot be read or the other not written.
+    """
+    target = Path(target)
+    if target.suffix not in (".nemo", *SUFFIXES, ""):
+        raise CheckpointError(f"{target}: cannot be written as '{target.suffix}'; choose {_KINDS}.")
+    params, state, cfg = read_any(source, compat)
+    if target.suffix == ".nemo":
+        write_nemo(target, params, state, cfg)
+    elif target.suffix in SUFFIXES:
+        save_file(target, params, state, cfg)
+    else:
+        save(target, params, state, cfg)
+    return cfg
+
+
+def read_port(content: Mapping[str, Any], source: str) -> tuple[Params, State, Config]:
+    """Trees and config of the mapping that the port saves: ``model_state_dict``, ``config``, epoch, step (spec 11).
+
+    The config may be nested, as its YAML, or hold the constructor's keywords. The names of the tensors may be the
+    reference's or our own dotted paths. Raises ``CheckpointError`` listing what does not fit.
+    """
+    settings = to_plain(content.get("config"), source)
+    if not isinstance(settings, Mapping):
+        raise CheckpointError(f"{source}: has no 'config', so its model is not known.")
+    try:
+        cfg = config_from_keywords(settings) if is_flat(settings) else Config.from_dict(settings)
+    except ConfigError as error:
+        raise CheckpointError(f"{source}: its config cannot be had here: {error}") from error
+    weights = tensors_only(content["model_state_dict"], source)
+    trees = abstract(cfg)
+    ours = [(path, leaf.shape) for tree in trees for path, leaf in flatten(tree).items()]
+    if {path for path, _ in ours} == weights.keys() and all(weights[path].shape == shape for path, shape in ours):
+        params, state = (fill(tree, weights) for tree in trees)
+        return params, state, cfg
+    return trees_from(weights, cfg, source)
+
+
+def _read_pickled(path: Path, compat: Compat | None) -> tuple[Params, State, Config]:
+    """The three kinds of file that torch.save makes, by their entries."""
+    with opened(path) as file:
+        content = read_torch(file, str(path), STAND_INS)
+    entries = content if isinstance(content, Mapping) else {}
+    if entries.keys() == {"tensors", "metadata"}:
+        return _with(load(path), compat)
+    if "state_dict" in entries:
+        return read_lightning(content, str(path), compat)
+    if "model_state_dict" in entries:
+        return _with(read_port(entries, str(path)), compat)
+    held = ", ".join(map(str, list(entries)[:5])) or f"a {type(content).__name__}"
+    raise CheckpointError(
+        f"{path}: holds {held}; a model with its config is wanted: {{'state_dict', 'hyper_parameters'}} or "
+        "{'model_state_dict', 'config'}."
+    )
+
+
+def _checkpoint_in(folder: Path) -> Path:
+    """The folder itself, or the newest whole checkpoint of a run in it."""
+    if (folder / META).exists():
+        return folder
+    for place in (folder, folder / "checkpoints"):
+        path, problems = newest_valid(place)
+        for problem in problems:
+            warnings.warn(f"{problem} The one before it is taken.", stacklevel=4)
+        if path is not None:
+            return path
+    raise CheckpointError(f"{folder}: holds no checkpoint; give a folder with {META} in it, or one of a run.")
+
+
+def _with(model: tuple[Params, State, Config], compat: Compat | None) -> tuple[Params, State, Config]:
+    params, state, cfg = model
+    return params, state, cfg if compat is None else cfg.override(f"compat={compat}")

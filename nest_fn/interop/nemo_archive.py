@@ -1,0 +1,186 @@
+"""The reference's files: ``.nemo`` archives, read and written, and what is in Lightning's ``.ckpt`` (spec 9.2).
+
+    params, state, cfg = read_nemo("ssl_en_nest_large_v1.0.nemo")
+    write_nemo("mine.nemo", params, state, cfg)
+
+Nothing is extracted and nothing is run: members of an archive are read where they lie, and a pickle may name tensors
+and plain values only. Numerics are ``current`` unless ``compat="legacy"`` is asked for: the published checkpoints were
+trained before version 2.5 of the reference, but every version since loads them with today's numerics (spec, section 0).
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from nest_fn.checkpoint.model_files import check_trees
+from nest_fn.config import Compat, Config, ConfigError
+from nest_fn.config.parse.yaml_io import MAX_BYTES, parse
+from nest_fn.config.writer import to_text
+from nest_fn.errors import CheckpointError
+from nest_fn.files.atomic import replacing
+from nest_fn.files.tar import Member, TarError, tar_members
+from nest_fn.files.tensors import opened, read_torch, size_of, tensors_only
+from nest_fn.layers.types import Params, State
+
+from . import nemo
+from .lightning import to_plain
+from .nemo_config import from_reference, to_reference
+
+CONFIG, WEIGHTS = "model_config.yaml", "model_weights.ckpt"
+_CHUNK = 1 << 22  # bytes
+_UNPACKED = 20  # a gzip archive of weights grows at most so many times
+_ALWAYS = 1 << 28  # bytes that one may grow to in any case
+
+
+def read_nemo(path: str | Path, compat: Compat | None = None) -> tuple[Params, State, Config]:
+    """Params, state and config of a ``.nemo`` archive, plain or gzip.
+
+    ``compat`` chooses the numerics, see above. Codebooks stay float64; constants and duplicates in the file
+    (``decoder_ssl.*``) are passed over. Raises ``CheckpointError`` naming what is missing, damaged, unsafe or unknown.
+    """
+    source = str(path)
+    with opened(path) as raw, _unpacked(raw, source) as archive:
+        members = _members(archive, source)
+        cfg = from_reference(_config(archive, members[CONFIG], f"{source}: {CONFIG}"), source, compat)
+        weights = members[WEIGHTS]
+        content = read_torch(_part(archive, weights), f"{source}: {WEIGHTS}")
+    return trees_from(content, cfg, source)
+
+
+def write_nemo(path: str | Path, params: Params, state: State, cfg: Config) -> None:
+    """Write an archive that the reference restores (``EncDecDenoiseMaskedTokenPredModel.restore_from``).
+
+    Raises ``CheckpointError`` if it cannot be written or if the reference lacks a setting that changes numbers,
+    ``ValueError`` if the trees are not those of ``cfg``.
+    """
+    check_trees("write_nemo", params, state, cfg)
+    settings = to_text(to_reference(cfg)).encode()
+    weights = {name: leaf.detach().cpu().contiguous() for name, leaf in nemo.to_state_dict(params, state, cfg).items()}
+    with replacing(path, size_of(weights) + len(settings)) as temporary, open(temporary, "wb") as file:
+        _append(file, CONFIG, lambda: file.write(settings))
+        _append(file, WEIGHTS, lambda: torch.save(weights, file))
+        file.write(bytes(2 * tarfile.BLOCKSIZE))
+
+
+def read_lightning(content: Any, source: str, compat: Compat | None = None) -> tuple[Params, State, Config]:
+    """Params, state and config of what a Lightning ``.ckpt`` holds, read with ``STAND_INS``; else as ``read_nemo``."""
+    if not isinstance(content, Mapping) or "state_dict" not in content:
+        raise CheckpointError(f"{source}: has no 'state_dict', so it is no Lightning checkpoint.")
+    settings = to_plain(content.get("hyper_parameters"), source)
+    if isinstance(settings, Mapping) and isinstance(settings.get("cfg"), Mapping):
+        settings = settings["cfg"]
+    if not isinstance(settings, Mapping):
+        raise CheckpointError(f"{source}: has no config among its 'hyper_parameters'; take the .nemo file instead.")
+    return trees_from(content["state_dict"], from_reference(settings, source, compat), source)
+
+
+def trees_from(state_dict: Any, cfg: Config, source: str) -> tuple[Params, State, Config]:
+    """Trees of the reference's names, with their config. Raises ``CheckpointError`` listing what does not fit it."""
+    weights = tensors_only(state_dict, source)
+    try:
+        return (*nemo.from_state_dict(weights, cfg), cfg)
+    except ValueError as error:
+        raise CheckpointError(f"{source}: {error}.") from error
+
+
+def _members(archive: BinaryIO, source: str) -> dict[str, Member]:
+    """The members by name, the two that make a model among them."""
+    try:
+        members = {member.name: member for member in tar_members(archive)}
+    except TarError as error:
+        raise CheckpointError(f"{source}: {error}; take another copy.") from error
+    for name in (CONFIG, WEIGHTS):
+        if name not in members:
+            held = ", ".join(sorted(members)[:8]) or "nothing"
+            raise CheckpointError(f"{source}: has no '{name}', only {held}; a .nemo file of one model is read here.")
+    return members
+
+
+def _config(archive: BinaryIO, member: Member, source: str) -> Mapping[str, Any]:
+    if member.size > MAX_BYTES:
+        raise CheckpointError(f"{source}: has {member.size} bytes; a configuration has at most {MAX_BYTES}.")
+    archive.seek(member.start)
+    try:
+        settings = parse(archive.read(member.size).decode("utf-8-sig"), source)
+    except (ConfigError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            str(error) if isinstance(error, ConfigError) else f"{source}: is not UTF-8 text."
+        ) from error
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{source}: holds a {type(settings).__name__}; want a mapping.")
+    return settings
+
+
+@contextmanager
+def _unpacked(raw: BinaryIO, source: str) -> Iterator[BinaryIO]:
+    """The archive itself, or what a gzip file unpacks to, in a temporary file that has no name."""
+    packed = raw.read(2) == b"\x1f\x8b"
+    if not packed:
+        yield raw
+        return
+    most = max(_ALWAYS, _UNPACKED * raw.seek(0, io.SEEK_END))
+    raw.seek(0)
+    with tempfile.TemporaryFile() as file:
+        try:
+            with gzip.GzipFile(fileobj=raw) as content:
+                while chunk := content.read(_CHUNK):
+                    if file.tell() + len(chunk) > most:
+                        raise CheckpointError(f"{source}: unpacks to more than {most} bytes, as no model does.")
+                    file.write(chunk)
+        except (OSError, EOFError, zlib.error) as error:
+            raise CheckpointError(f"{source}: cannot be unpacked: {error}; take another copy.") from error
+        yield file
+
+
+def _append(file: BinaryIO, name: str, write: Callable[[], Any]) -> None:
+    """One member of a tar archive: its header is written when the size is known, so that nothing is copied."""
+    start = file.tell()
+    file.write(bytes(tarfile.BLOCKSIZE))
+    write()
+    info = tarfile.TarInfo(f"./{name}")
+    info.size = file.tell() - start - tarfile.BLOCKSIZE
+    file.write(bytes(-info.size % tarfile.BLOCKSIZE))
+    file.seek(start)
+    file.write(info.tobuf(tarfile.GNU_FORMAT))
+    file.seek(0, io.SEEK_END)
+
+
+class _Part(io.RawIOBase):
+    """Some bytes of a file as a file of their own."""
+
+    def __init__(self, file: BinaryIO, member: Member) -> None:
+        super().__init__()
+        self._file, self._start, self._size, self._at = file, member.start, member.size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = min(len(buffer), max(0, self._size - self._at))
+        self._file.seek(self._start + self._at)
+        content = self._file.read(wanted)
+        buffer[: len(content)] = content
+        self._at += len(content)
+        return len(content)
+
+
+def _part(file: BinaryIO, member: Member) -> BinaryIO:
+    return io.BufferedReader(_Part(file, member), buffer_size=1 << 16)

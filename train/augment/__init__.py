@@ -1,0 +1,1 @@
+"""Mixing of noise, interfering speakers and reverberation into clean speech."""

@@ -1,0 +1,201 @@
+"""From a batch as it was read to what the model hears: noise, other speakers and rooms, mixed on the device (spec 7.5).
+
+A pure function of the batch and a key that never waits for the device and compiles into one graph. Each row draws from
+``fold_in(key, utterance)``; ``mix_plan.py`` says what. Energies are sums over the row's whole length, the silence
+outside of the parts included, so the ratio drawn is exactly the ratio heard. Where the row or the mixture is silent,
+nothing is added.
+
+Other than in the reference: rows left alone stay clean (Q32; ``keep_raw_noise`` keeps their noise), the noisy signal is
+always as long as the clean one (Q34), no split fails (Q33), rows of weight 0 neither get nor give anything. One part
+with a drawn mix rate stands for the reference's single-segment class, except for its level, which that class takes from
+the whole source, heard or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+
+from nest_fn.config.training import AugmentConfig
+from nest_fn.layers import random
+from nest_fn.layers.types import Key, Tensor
+
+from .mix_plan import MixPlan, Parts, at_places, plan_mix, words_needed
+from .reverb import reverberate
+
+_SCALE = 2.0**-15  # of an int16 step, with full scale at 1
+_ROOM_WORDS = 2
+
+
+def augment(
+    batch: Mapping[str, Tensor],
+    cfg: AugmentConfig,
+    key: Key | None,
+    rirs: Tensor | None = None,
+    *,
+    pool: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Mix a batch: tensors of a ``RawBatch`` on one device -> what ``nest_fn.model.loss`` wants.
+
+    ``batch`` maps ``audio`` and ``noise`` int16 ``[B, N]`` (zeros from their lengths on), ``audio_len``, ``noise_len``,
+    ``row`` and ``utterance`` int64 ``[B]``, ``weight`` ``[B]``. The result maps ``audio`` and ``noisy_audio`` float32
+    ``[B, N]``, their lengths, ``row`` and ``weight``. ``key`` is the run's key of the epoch, int64 ``[2]``; None will
+    do if nothing is drawn. ``rirs`` float ``[R, L]`` are room responses at the batch's sample rate, for
+    ``cfg.rir_prob``.
+
+    ``pool`` (default: the batch) maps ``audio``, ``audio_len``, ``row``, ``weight`` of the rows from which other
+    speakers are taken. Where a batch is spread over ranks or micro-batches, pass all of its rows in any order: the
+    mixtures are then the same however it is spread. ``place`` int64 ``[P]`` among them says in which row of the pool's
+    ``audio`` each of the ``P`` rows stands, if only those that are wanted are at hand (``mates.py``). Raises
+    ``TypeError``, ``ValueError``.
+    """
+    _check(batch, cfg, key, rirs)
+    pool = batch if pool is None else pool
+    _check_pool(pool)
+    audio = batch["audio"].to(torch.float32).mul_(_SCALE)  # in place on what was just made: one pass less over memory
+    noisy = audio
+    if cfg.rir_prob > 0 or cfg.prob > 0 or cfg.keep_raw_noise:
+        noisy = _mix(batch, pool, audio, cfg, key, rirs)
+    return {
+        "audio": audio,
+        "audio_len": batch["audio_len"],
+        "noisy_audio": noisy,
+        "noisy_audio_len": batch["audio_len"],
+        "row": batch["row"],
+        "weight": batch["weight"],
+    }
+
+
+def _mix(
+    batch: Mapping[str, Tensor],
+    pool: Mapping[str, Tensor],
+    audio: Tensor,
+    cfg: AugmentConfig,
+    key: Key | None,
+    rirs: Tensor | None,
+) -> Tensor:
+    """The noisy signal ``[B, N]``."""
+    if key is None:
+        raise ValueError(
+            "augment: mixing draws and needs key=; pass one, or set prob, rir_prob and keep_raw_noise off."
+        )
+    room, words = draw_words(key, batch["utterance"], cfg)
+    speech = audio
+    if cfg.rir_prob > 0 and rirs is not None:
+        speech = reverberate(audio, batch["audio_len"], rirs, room, cfg.rir_prob)
+    if cfg.prob == 0 and not cfg.keep_raw_noise:
+        return speech
+    plan = plan_mix(words, batch, pool, cfg)
+    if "place" in pool:
+        plan = at_places(plan, pool["place"], speech.shape[0])
+    return mix_parts(speech, batch["noise"], pool["audio"], plan)
+
+
+def split_key(key: Key) -> tuple[Key, Key]:
+    """A step's key into that of the mixture and that of the model."""
+    mixing, model = random.split(key, 2).unbind(0)
+    return mixing, model
+
+
+def draw_words(key: Key, utterance: Tensor, cfg: AugmentConfig) -> tuple[Tensor, Tensor]:
+    """All draws of a mixture: utterances int64 ``[B]`` -> words for the room and for ``plan_mix``, ``[B, ...]``."""
+    words = random.bits(random.fold_in(key, utterance), (utterance.shape[0], _ROOM_WORDS + words_needed(cfg)))
+    return words[:, :_ROOM_WORDS], words[:, _ROOM_WORDS:]
+
+
+def mix_parts(speech: Tensor, noise: Tensor, others: Tensor, plan: MixPlan) -> Tensor:
+    """Add the planned parts: speech float ``[B, N]``, noise int16 ``[B, N]``, others int16 ``[P, M] -> [B, N]``."""
+    norm = torch.linalg.vector_norm(speech, dim=-1)
+    if _wants_indices(noise):
+        added = _place(noise, others, plan.parts).to(speech.dtype)
+        return torch.addcmul(speech, added, _gain(norm, added, plan.mixed, plan.ratio)[:, None])
+    # On a CPU rows go one by one: moving a part is far cheaper than an index for each sample, and stays in the cache.
+    noisy = speech.clone()
+    for row, listed in enumerate(torch.stack(plan.parts, dim=-1).tolist()):
+        parts = [part for part in map(_Part._make, listed) if part.size > 0]
+        if parts:
+            low, high = min(part.begin for part in parts), max(part.begin + part.size for part in parts)
+            added = _place_in_row(noise, others, parts, low, high).to(speech.dtype)
+            noisy[row, low:high].addcmul_(added, _gain(norm[row], added, plan.mixed[row], plan.ratio[row]))
+    return noisy
+
+
+class _Part(NamedTuple):
+    """One of ``Parts``, on the host."""
+
+    begin: int
+    size: int
+    source: int
+    first: int
+    period: int
+
+
+def _wants_indices(x: Tensor) -> bool:
+    """Whether values of ``x`` cannot be read on the host, or only by waiting."""
+    # PyTorch has no public question for active grad, vmap, jvp (2.11).
+    return x.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+def _gain(speech_norm: Tensor, added: Tensor, mixed: Tensor, ratio: Tensor) -> Tensor:
+    """Factor of ``added`` (int16 steps, ``[..., N]``) that puts speech ``ratio`` dB above it; always finite (A12)."""
+    norm = torch.linalg.vector_norm(added, dim=-1)
+    exact = speech_norm * torch.pow(10.0, -ratio / 20) / torch.where(norm > 0, norm, 1.0)
+    return torch.where(mixed, exact, _SCALE)
+
+
+def _place(noise: Tensor, others: Tensor, parts: Parts) -> Tensor:
+    """The parts where they belong and 0 elsewhere, by an index for each sample: ``[B, N], [P, M] -> [B, N]``."""
+    rows, width = noise.shape
+    flat = torch.cat((noise.flatten(), others.flatten()))
+    start = torch.where(
+        parts.source < rows, parts.source * width, rows * width + (parts.source - rows) * others.shape[1]
+    )
+    time = torch.arange(width, device=noise.device)
+    index, inside = torch.zeros_like(time), torch.zeros_like(time, dtype=torch.bool)
+    for k in range(parts.size.shape[1]):
+        begin, size, _, first, period = (value[:, k, None] for value in parts)
+        here = (time >= begin) & (time < begin + size)
+        index = torch.where(here, start[:, k, None] + (time - begin + first) % period, index)
+        inside = inside | here
+    return torch.where(inside, flat[index], 0)
+
+
+def _place_in_row(noise: Tensor, others: Tensor, parts: list[_Part], low: int, high: int) -> Tensor:
+    """Samples ``[low, high)`` of one row of ``_place``, by one copy a part."""
+    placed = noise.new_zeros(high - low)
+    rows = noise.shape[0]
+    for begin, size, source, first, period in parts:
+        clip = (noise[source] if source < rows else others[source - rows])[:period]
+        if first + size > period:
+            clip, first = clip.roll(-first).repeat(-(-size // period)), 0
+        placed[begin - low : begin - low + size] = clip[first : first + size]
+    return placed
+
+
+def _check(batch: Mapping[str, Tensor], cfg: AugmentConfig, key: Key | None, rirs: Tensor | None) -> None:
+    """Raise unless the batch is one as it was read, and rooms are there if they are asked for."""
+    names = ("audio", "audio_len", "noise", "noise_len", "row", "utterance", "weight")
+    missing = [name for name in names if name not in batch]
+    if missing:
+        raise ValueError(
+            f"augment: {', '.join(missing)} missing; the batch has {', '.join(sorted(batch)) or 'nothing'}."
+        )
+    audio, noise = batch["audio"], batch["noise"]
+    if audio.dtype != torch.int16 or noise.dtype != torch.int16:
+        raise TypeError(f"augment: audio is {audio.dtype}, noise {noise.dtype}; pass samples as read, in int16.")
+    if audio.ndim != 2 or audio.shape != noise.shape:
+        raise ValueError(f"augment: audio is {list(audio.shape)}, noise {list(noise.shape)}; want both [B, N].")
+    if key is not None:
+        random.check_key(key, "augment: key")
+    if cfg.rir_prob > 0 and rirs is None:
+        raise ValueError(f"augment: rir_prob {cfg.rir_prob} needs rirs [R, L]; name some in data.rir, or set it to 0.")
+
+
+def _check_pool(pool: Mapping[str, Tensor]) -> None:
+    """Raise unless speakers can be taken from it."""
+    missing = [name for name in ("audio", "audio_len", "row", "weight") if name not in pool]
+    if missing or pool["audio"].dtype != torch.int16 or pool["audio"].ndim != 2:
+        got = f"{', '.join(missing)} missing" if missing else f"audio {pool['audio'].dtype} {list(pool['audio'].shape)}"
+        raise ValueError(f"augment: pool wants audio int16 [P, M], audio_len, row and weight; got {got}.")

@@ -1,0 +1,63 @@
+"""Rooms: speech convolved with a measured impulse response, aligned with the dry speech and as loud."""
+
+from __future__ import annotations
+
+import torch
+
+from nest_fn.config.training import DataConfig
+from nest_fn.layers.lengths import valid_mask
+from nest_fn.layers.types import Tensor
+from nest_fn.train.data.clips import load_clips
+from nest_fn.train.errors import UsageError
+
+from .mix_plan import integer, share
+
+
+def load_rooms(config: DataConfig, sample_rate: int = 16000) -> Tensor | None:
+    """The responses of ``data.rir``, float32 ``[R, L]`` with zeros behind the shorter ones; None if none are asked for.
+
+    Raises ``DataError``, and ``UsageError`` if ``rir_prob`` asks for rooms and no manifest is named.
+    """
+    if config.augment.rir_prob == 0:
+        return None
+    if not config.rir:
+        raise UsageError(f"data.augment.rir_prob is {config.augment.rir_prob} and data.rir names no manifest; give one")
+    pool = load_clips(config.rir, config, sample_rate)
+    responses = [torch.from_numpy(pool.read(clip, 0, int(pool.length[clip])).copy()) for clip in range(len(pool))]
+    return torch.nn.utils.rnn.pad_sequence(responses, batch_first=True).to(torch.float32) / 32768
+
+
+def reverberate(audio: Tensor, length: Tensor, rirs: Tensor, words: Tensor, prob: float) -> Tensor:
+    """A share ``prob`` of the rows as heard in one of the rooms: audio ``[B, N]``, rirs ``[R, L] -> [B, N]``.
+
+    ``words`` int64 ``[B, 2]``, uniform in [0, 2^32), decide whether and which. The direct path (the response's largest
+    sample) is moved to time 0, so that frames stay where the targets are; the energy within ``length`` is the dry
+    speech's, and nothing sounds after it. Raises ``ValueError`` unless ``rirs`` is ``[R, L]`` and holds a response.
+    """
+    if rirs.ndim != 2 or 0 in rirs.shape:
+        raise ValueError(f"reverberate: rirs are {list(rirs.shape)}; want [rooms, samples], at least one of each.")
+    response = rirs.to(audio.dtype)[integer(words[:, 1], 0, rirs.shape[0])]  # [B, L]
+    size = _fft_size(audio.shape[1] + rirs.shape[1] - 1)
+    direct = response.abs().argmax(-1, keepdim=True)
+    place = (torch.arange(rirs.shape[1], device=audio.device) - direct) % size
+    kernel = audio.new_zeros(audio.shape[0], size).scatter(-1, place, response)
+    heard = torch.fft.irfft(torch.fft.rfft(audio, size) * torch.fft.rfft(kernel), size)[:, : audio.shape[1]]
+    heard = torch.where(valid_mask(length, audio.shape[1]), heard, 0.0)
+    loudness = torch.linalg.vector_norm(heard, dim=-1)
+    scale = torch.linalg.vector_norm(audio, dim=-1) / torch.where(loudness > 0, loudness, 1.0)
+    chosen = (share(words[:, 0]) < prob) & (loudness > 0)
+    return torch.where(chosen[:, None], heard * scale[:, None], audio)
+
+
+def _fft_size(least: int) -> int:
+    """The smallest number from ``least`` on without a prime factor above 5: transforms of others are slow."""
+    best = 1 << (least - 1).bit_length()
+    five = 1
+    while five < best:
+        three = five
+        while three < best:
+            two = three << max(0, (-(-least // three) - 1).bit_length())
+            best = min(best, two)
+            three *= 3
+        five *= 5
+    return best

@@ -1,0 +1,102 @@
+"""``nest-fn data``: make, check, measure and pack manifests."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from typing import Any
+
+from nest_fn.config import DataConfig
+from nest_fn.train.errors import DataError
+
+from . import option_types
+
+
+def add_commands(commands: Any) -> None:
+    """The subcommands of ``data``."""
+    data = commands.add_parser("data", help="make, check, measure and pack manifests").add_subparsers(
+        required=True, metavar="ACTION"
+    )
+    scan = _add(data, "scan", _scan, "write a manifest of all audio below a folder")
+    scan.add_argument("folder", type=option_types.path)
+    scan.add_argument("manifest", type=option_types.path, help="the JSONL file to write")
+    scan.add_argument("--hash", action="store_true", help="add each file's SHA-256")
+    check = _add(data, "validate", _validate, "decode everything and list what a run would refuse")
+    check.add_argument("manifest", nargs="+", type=option_types.path)
+    check.add_argument("--hash", action="store_true", help="compare each file's SHA-256")
+    stats = _add(data, "stats", _stats, "hours, lengths, rates, clipping, silence, padding")
+    stats.add_argument("manifest", nargs="+", type=option_types.path)
+    shard = _add(data, "shard", _shard, "pack the audio into tar shards")
+    shard.add_argument("manifest", nargs="+", type=option_types.path)
+    shard.add_argument("--out", required=True, type=option_types.path, help="folder of the shards")
+    shard.add_argument("--shards", type=option_types.whole(1, 100_000), required=True, help="how many")
+    synth = _add(data, "synth", _synth, "write the synthetic speech corpus")
+    synth.add_argument("out", type=option_types.path, help="folder to write")
+    synth.add_argument("--seed", type=option_types.seed, default=0)
+    synth.add_argument("--minutes", type=option_types.positive("minutes", 1e5), default=None, help="of training speech")
+
+
+def _add(data: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = data.add_parser(name, help=text, description=text)
+    parser.set_defaults(run_command=run)
+    if name in ("validate", "stats", "shard"):
+        parser.add_argument(
+            "--channel", type=option_types.channel, default="error", help="error, mix, first, or an index"
+        )
+    if name in ("validate", "stats"):
+        parser.add_argument(
+            "--tar",
+            action="append",
+            default=[],
+            type=option_types.path,
+            help="tar archives that hold the audio, a_{0..7}.tar",
+        )
+    return parser
+
+
+def _data_config(args: argparse.Namespace) -> DataConfig:
+    return DataConfig(channel=args.channel, min_duration=0.0, max_duration=1e9)
+
+
+def _scan(args: argparse.Namespace) -> int:
+    from nest_fn.train.data.corpus_tools import scan
+
+    report = scan(args.folder, args.manifest, hashes=args.hash)
+    for problem in report.problems:
+        print(problem)
+    print(f"{report.checked - len(report.problems)} files in {args.manifest}, {len(report.problems)} left out")
+    return DataError.exit_code if report.problems else 0
+
+
+def _validate(args: argparse.Namespace) -> int:
+    from nest_fn.train.data.corpus_tools import validate
+
+    report = validate(args.manifest, _data_config(args), hashes=args.hash, shards=args.tar)
+    for problem in report.problems:
+        print(problem)
+    unknown = f", {report.without_hash} lines without sha256" if args.hash and report.without_hash else ""
+    print(f"{report.checked} utterances, {len(report.problems)} problems{unknown}")
+    return 0 if report.ok else DataError.exit_code
+
+
+def _stats(args: argparse.Namespace) -> None:
+    from nest_fn.train.data.corpus_tools import stats
+
+    print(json.dumps(stats(args.manifest, _data_config(args), shards=args.tar), indent=1))
+
+
+def _shard(args: argparse.Namespace) -> None:
+    from nest_fn.train.data.corpus_tools import shard
+
+    print(shard(args.manifest, _data_config(args), args.out, args.shards))
+
+
+def _synth(args: argparse.Namespace) -> None:
+    from nest_fn.train.data.synth import CorpusSpec, write_corpus
+
+    spec = CorpusSpec(seed=args.seed)
+    if args.minutes is not None:
+        spec = dataclasses.replace(spec, train_minutes=args.minutes)
+    for split, path in write_corpus(args.out, spec).items():
+        print(f"{split}: {path}")

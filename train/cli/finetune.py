@@ -1,0 +1,69 @@
+"""``nest-fn finetune-ctc``: a recogniser from a pre-trained encoder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from . import option_types
+
+# What fine-tuning wants otherwise than pre-training; the command line comes on top.
+_RECIPE = (
+    "optim.name=adamw", "optim.lr=1e-3", "optim.sched.name=cosine", "optim.sched.warmup_ratio=0.1",
+    "optim.sched.warmup_steps=null", "optim.sched.max_steps=null", "optim.sched.min_lr=1e-6", "trainer.max_steps=1000",
+    "trainer.valid_every=200", "trainer.clip_norm=1.0", "data.noise=[]", "data.rir=[]", "data.weights=null",
+)  # fmt: skip
+
+
+def add_commands(commands: Any) -> None:
+    """The subcommand."""
+    text = "fine-tune an encoder by CTC on a manifest with text"
+    parser = commands.add_parser("finetune-ctc", help=text, description=text)
+    parser.set_defaults(run_command=_finetune)
+    parser.add_argument(
+        "checkpoint", type=option_types.path, help="any checkpoint, ours or the reference's, or a run folder"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="data.train=a.jsonl data.valid=b.jsonl ...")
+    parser.add_argument(
+        "--out", required=True, type=option_types.path, help="folder to write: the model, its head, metrics"
+    )
+    parser.add_argument(
+        "--frozen-steps", type=option_types.whole(0), default=0, help="steps in which only the head learns"
+    )
+    parser.add_argument(
+        "--tokens",
+        type=option_types.path,
+        default=None,
+        help="a file with one token a line; default: the text's characters",
+    )
+    parser.add_argument("--scratch", action="store_true", help="random weights instead of the checkpoint's, to compare")
+    parser.add_argument("--seed", type=option_types.seed, default=0)
+
+
+def _finetune(args: argparse.Namespace) -> None:
+    from nest_fn.checkpoint.folder import write_checkpoint
+    from nest_fn.layers import random
+    from nest_fn.model import init
+    from nest_fn.train.downstream.ctc import finetune, read_tokens
+    from nest_fn.train.downstream.inference import load_model
+    from nest_fn.train.run.device import keep_freed_memory
+
+    keep_freed_memory()
+    model = load_model(args.checkpoint)
+    cfg = model.cfg.override(*_RECIPE, *args.overrides)
+    params, state = (model.params, model.state) if not args.scratch else init(random.key(args.seed), cfg)
+    tokens = None if args.tokens is None else read_tokens(args.tokens)
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for step, rates, made in finetune(
+        params, state, cfg, frozen_steps=args.frozen_steps, tokens=tokens, seed=args.seed
+    ):
+        lines.append({"step": step, **rates._asdict()})
+        (out / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        trees = {"params": made.params, "state": made.state, "head": made.head}
+        write_checkpoint(out / "model", trees, cfg.to_dict(), {"step": step, "tokens": list(made.alphabet.tokens)})
+        print(f"step {step}/{cfg.trainer.max_steps}  loss {rates.loss:.4f}  CER {rates.cer:.3f}  WER {rates.wer:.3f}",
+              flush=True)  # fmt: skip

@@ -1,0 +1,247 @@
+"""The command line ``nest-fn`` (also ``python -m nest_fn.train``)."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from nest_fn.config import Config, ConfigError
+from nest_fn.config.writer import to_text
+from nest_fn.files.quoting import shown
+from nest_fn.layers.tree import flatten
+from nest_fn.train.console import Console, finish_standard_streams, open_standard_streams, tell
+from nest_fn.train.errors import EXIT_FAILURE, EXIT_PIPE, NestError, UsageError, exit_code, words
+
+from . import option_types
+
+EPILOG = """exit codes: 0 done, 1 failure, 2 usage or config, 3 data, 4 checkpoint, 5 not finite, 6 distributed,
+75 saved after a signal, as SIGTERM, SIGUSR1 or SIGHUP (start again to go on), 130 Ctrl-C, 141 results were not wholly
+printed, for their reader went away; a command whose product is a file goes on whoever listens"""
+
+_NO_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)  # of any file
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code. Errors that have a remedy are one message, never a traceback."""
+    open_standard_streams()
+    try:
+        code = _run(argv)
+    finally:
+        unprinted = finish_standard_streams()
+    if isinstance(unprinted, BrokenPipeError):
+        return code or EXIT_PIPE
+    if unprinted is not None and not code:
+        _tell(f"error: standard output: {unprinted.strerror}; what was to be printed is not all there.")
+        return EXIT_FAILURE
+    return code
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    try:
+        args = _read(argv)
+        return int(args.run_command(args) or 0)
+    except BrokenPipeError:
+        return EXIT_PIPE
+    except (NestError, ConfigError, OSError) as error:
+        _tell(words(error))
+        unknown = isinstance(error, FileNotFoundError) or getattr(error, "errno", None) in _NO_NAMES
+        return _ended(UsageError.exit_code if unknown else exit_code(error))
+    except (Exception, KeyboardInterrupt) as error:
+        _tell(words(error))
+        return _ended(exit_code(error))
+
+
+def _read(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; overrides may stand anywhere, also behind options."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if any(word.startswith("-") or "=" not in word for word in rest) or (rest and not hasattr(args, "overrides")):
+        parser.error(f"what is meant by {' '.join(rest)}?")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    return args
+
+
+def _tell(text: str) -> None:
+    """A last line, in place of a progress bar if there is one."""
+    rank = f"rank {os.environ.get('RANK')}: " if _one_of_several() else ""
+    console = Console(sys.stderr)
+    console.write(("\r\033[K" if console.terminal else "") + rank + text + "\n")
+
+
+def _one_of_several() -> bool:
+    return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def _ended(code: int) -> int:
+    """A rank that failed goes at once: the engine's own farewell may wait for one that is lost."""
+    if _one_of_several():
+        finish_standard_streams()
+        os._exit(code)
+    return code
+
+
+def _abandon(error: NestError) -> None:
+    """End at once, whatever the main thread waits for."""
+    _tell(f"error: {error}")
+    os._exit(error.exit_code)
+
+
+def _parser() -> argparse.ArgumentParser:
+    from . import data as cli_data
+    from . import finetune as cli_finetune
+    from . import model as cli_model
+    from . import replay as cli_replay
+
+    parser = option_types.Parser(prog="nest-fn", description="Self-supervised pre-training of speech encoders.",
+                                     epilog=EPILOG)  # fmt: skip
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add_command(commands, "pretrain", _pretrain, "train from a config", _pretrain_arguments)
+    cli_replay.add_commands(commands)
+    cli_data.add_commands(commands)
+    add_command(commands, "config", _config, "show a config, or how two differ", _config_arguments)
+    cli_model.add_commands(commands)
+    cli_finetune.add_commands(commands)
+    add_command(commands, "doctor", _doctor, "is this machine ready", _doctor_arguments)
+    add_command(commands, "bench", _bench, "how fast is this machine", _bench_arguments)
+    add_command(commands, "demo", _demo, "train a small model on synthetic speech", _demo_arguments)
+    return parser
+
+
+def add_command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], text: str,
+    arguments: Callable[[argparse.ArgumentParser], None],
+) -> None:  # fmt: skip
+    """One subcommand: its function, a line of help, and its arguments."""
+    parser = commands.add_parser(name, help=text, description=text)
+    arguments(parser)
+    parser.set_defaults(run_command=run)
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """``-c CONFIG`` and overrides, for ``read_config``."""
+    parser.add_argument(
+        "-c",
+        "--config",
+        type=option_types.path,
+        default="nest_large",
+        help="YAML file, or a preset's name (nest_small, tiny)",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. data.train=a.jsonl optim.lr=2e-3")
+
+
+def read_config(args: argparse.Namespace) -> Config:
+    """The config that ``-c`` and the overrides name. Raises ``ConfigError``."""
+    return config_of(args.config, args.overrides)
+
+
+def config_of(name: str, overrides: Sequence[str] = ()) -> Config:
+    """A YAML file or, where no such file is, a preset. Raises ``ConfigError``."""
+    if Path(name).exists() or name.endswith((".yaml", ".yml")) or "/" in name:
+        return Config.from_yaml(name, overrides)
+    return Config.preset(name, overrides)
+
+
+def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_arguments(parser)
+    # Not --run: torchrun would take that for the beginning of an option of its own.
+    parser.add_argument("--folder", type=option_types.path, default=None, help="run folder (default: runs/CONFIG)")
+    parser.add_argument("--resume", choices=("auto", "must", "never"), default="auto",
+                        help="go on from the newest good checkpoint if there is one, or must, or never")  # fmt: skip
+    parser.add_argument("--allow-changes", action="store_true", help="resume although config or data changed")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done, and run the largest batch")
+
+
+def _pretrain(args: argparse.Namespace) -> int:
+    from nest_fn.train.distributed.launch import joined
+    from nest_fn.train.run.loop import pretrain
+    from nest_fn.train.run.run_folder import RunFolder
+
+    from .console import ConsoleReporter
+
+    cfg = read_config(args)
+    if args.dry_run:
+        from nest_fn.train.commands.dry_run import describe
+
+        for line in describe(cfg):
+            print(line)
+        return 0
+    folder = RunFolder(args.folder or Path("runs") / Path(args.config).stem)
+    command = [shlex.quote(word) for word in sys.argv]
+    with joined(cfg.trainer.rank_timeout_s, cfg.trainer.collective_timeout_s, _abandon) as job:
+        return pretrain(
+            cfg, folder, ConsoleReporter(), resume=args.resume, command=command, allow_changes=args.allow_changes,
+            job=job,
+        )  # fmt: skip
+
+
+def _config_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=("show", "diff"))
+    parser.add_argument("config", type=option_types.path, help="YAML file or preset")
+    parser.add_argument("rest", nargs="*", metavar="OTHER|KEY=VALUE", help="diff: the other config; then overrides")
+
+
+def _config(args: argparse.Namespace) -> None:
+    others = [word for word in args.rest if "=" not in word]
+    overrides = [word for word in args.rest if "=" in word]
+    first = config_of(args.config, overrides)
+    if args.action == "show":
+        if others:
+            raise UsageError(f"config show: want one config and KEY=VALUE, got {shown(others[0])} besides; show each.")
+        print(to_text(first.to_dict()), end="")
+        return
+    if len(others) != 1:
+        raise UsageError(f"config diff: want two configs, got {1 + len(others)}.")
+    second = config_of(others[0], overrides)
+    before, after = flatten(first.to_dict()), flatten(second.to_dict())
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) != after.get(key):
+            print(f"{key}: {before.get(key)} -> {after.get(key)}")
+
+
+def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", nargs="?", type=option_types.path, default=".", help="where runs will be written")
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from nest_fn.train.commands.doctor import examine
+
+    sick = False
+    for finding in examine(args.folder):
+        sick |= finding.ok is False
+        print(f"{ {True: 'ok  ', False: 'FAIL', None: '    '}[finding.ok] } {finding.text}")
+    return int(sick)
+
+
+def _bench_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=option_types.path, default="bench.json", help="where the figures go")
+    parser.add_argument("--repeats", type=option_types.whole(1, 10_000), default=3)
+    parser.add_argument("--compile", action="store_true", help="also the compiled step (minutes on a CPU)")
+
+
+def _bench(args: argparse.Namespace) -> None:
+    from nest_fn.train.commands.bench import run_benchmark
+
+    for line in run_benchmark(Path(args.out), args.repeats, args.compile):
+        tell(line)
+
+
+def _demo_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--folder", type=option_types.path, default="runs/demo", help="run folder")
+    parser.add_argument("--seed", type=option_types.seed, default=0)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from nest_fn.train.commands.demo import run_demo
+
+    from .console import ConsoleReporter
+
+    cfg = Config.preset("demo", args.overrides)
+    return run_demo(cfg, Path(args.folder), args.seed, ConsoleReporter(sys.stdout))

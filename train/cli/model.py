@@ -1,0 +1,122 @@
+"""Commands about a trained model: ``convert``, ``export``, ``extract``, ``tokenize``, ``probe``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from . import option_types
+
+
+def add_commands(commands: Any) -> None:
+    """The subcommands."""
+    convert = _add(commands, "convert", _convert, "any checkpoint to another kind: ours, .nemo, one file")
+    convert.add_argument(
+        "source",
+        type=option_types.path,
+        help="a checkpoint, ours or the reference's (.nemo, .ckpt, .pt), or a run folder",
+    )
+    convert.add_argument("target", type=option_types.path, help="a folder, .safetensors, .pt or .nemo")
+    convert.add_argument("--compat", choices=("current", "legacy"), default=None, help="numerics of the reference")
+    export = _add(commands, "export", _export, "the encoder as a graph that runs without this library")
+    export.add_argument("checkpoint", type=option_types.path, help="a checkpoint, or a run folder: its newest")
+    export.add_argument(
+        "out", type=option_types.path, help="a file .onnx (wants the extra export) or .pt2 (torch.export)"
+    )
+    export.add_argument("--source", choices=("features", "audio"), default="features", help="what the graph takes")
+    export.add_argument("--static", action="store_true", help="one utterance of ten seconds, not any batch and length")
+    extract = _add(commands, "extract", _extract, "write a model's features, a file for each utterance")
+    _add_model_arguments(extract)
+    extract.add_argument("--layers", type=option_types.layers, default="last", help="all, last, or numbers as 0,3,-1")
+    extract.add_argument(
+        "--weights", type=option_types.weights, default=None, help="sum the layers up with these weights, as 0.2,0.8"
+    )
+    extract.add_argument("--level", choices=("frame", "utterance"), default="frame")
+    extract.add_argument("--format", choices=("npy", "npz", "safetensors"), default="npy")
+    tokenize = _add(commands, "tokenize", _tokenize, "write the quantizer's tokens and the decoder's guesses")
+    _add_model_arguments(tokenize)
+    tokenize.add_argument("--format", choices=("npy", "npz", "safetensors"), default="npz")
+    probe = _add(commands, "probe", _probe, "what a linear map reads off a trained encoder")
+    probe.add_argument("checkpoint", type=option_types.path, help="a checkpoint, or a run folder: its newest")
+    probe.add_argument(
+        "--label", required=True, type=option_types.key, help="key of the manifests' lines, e.g. speaker"
+    )
+    probe.add_argument("--train", nargs="+", required=True, type=option_types.path, metavar="MANIFEST")
+    probe.add_argument("--test", nargs="+", required=True, type=option_types.path, metavar="MANIFEST")
+
+
+def _add(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    parser.set_defaults(run_command=run)
+    return parser
+
+
+def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=option_types.path, help="a checkpoint, or a run folder: its newest")
+    parser.add_argument("source", type=option_types.path, help="a manifest, a folder of audio, or one audio file")
+    parser.add_argument("--out", required=True, type=option_types.path, help="folder to write")
+    parser.add_argument(
+        "--batch-seconds", type=option_types.positive("seconds", 1e6), default=60.0, help="padded audio in one batch"
+    )
+    parser.add_argument("--max-batch-size", type=option_types.whole(1, 2**20), default=256)
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from nest_fn.interop.convert import convert
+
+    convert(args.source, args.target, compat=args.compat)
+    print(f"written to {args.target}")
+
+
+def _export(args: argparse.Namespace) -> None:
+    from nest_fn.interop.export import check_target, export_encoder, export_onnx
+    from nest_fn.train.downstream.inference import load_model
+
+    suffix = check_target(args.out)
+    model = load_model(args.checkpoint)
+    if suffix == ".onnx":
+        export_onnx(args.out, *model, dynamic=not args.static, source=args.source)
+    else:
+        export_encoder(*model, args.out, dynamic=not args.static, source=args.source)
+    print(f"written to {args.out}")
+
+
+def _opened(args: argparse.Namespace) -> tuple[Any, Any]:
+    from nest_fn.train.downstream.inference import load_model, open_audio
+
+    model = load_model(args.checkpoint)
+    dataset = open_audio(
+        args.source, model.cfg, Path(args.out), batch_seconds=args.batch_seconds, max_batch_size=args.max_batch_size
+    )
+    return model, dataset
+
+
+def _extract(args: argparse.Namespace) -> None:
+    from nest_fn.train.downstream.extract import extract
+
+    model, dataset = _opened(args)
+    written = sum(1 for _ in extract(
+        model, dataset, Path(args.out), layers=args.layers, weights=args.weights, level=args.level, form=args.format
+    ))  # fmt: skip
+    _tell(written, dataset, args.out)
+
+
+def _tokenize(args: argparse.Namespace) -> None:
+    from nest_fn.train.downstream.extract import tokenize
+
+    model, dataset = _opened(args)
+    _tell(sum(1 for _ in tokenize(model, dataset, Path(args.out), form=args.format)), dataset, args.out)
+
+
+def _tell(written: int, dataset: Any, out: str) -> None:
+    total = len(dataset.manifest)
+    print(f"{written} files written to {out}, {total - written} were there already")
+
+
+def _probe(args: argparse.Namespace) -> None:
+    from nest_fn.train.downstream.utterance_probe import probe_labels
+
+    for score in probe_labels(args.checkpoint, args.label, args.train, args.test):
+        told = f"(layer {score.layer}, {score.held_back:.3f} on utterances held back)"
+        print(f"{score.name:<10} {args.label} accuracy {score.test:.3f}  {told}", flush=True)

@@ -1,0 +1,118 @@
+"""What options of the command line may hold: ``type=`` of argparse, each with the message for what it cannot be.
+
+Whatever is wrong with an option is told in one line that names it, before anything is read or made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Callable
+from typing import NoReturn
+
+from nest_fn.files.quoting import clip, shown
+from nest_fn.train.errors import UsageError
+
+SEEDS = (-(2**63), 2**64 - 1)  # of ``nest_fn.key``
+_DIGITS = 40  # of a number that is worth reading
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are ``UsageError``, so that they end as all others do: one line, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ``UsageError``."""
+        raise UsageError(f"{self.prog}: {clip(message, 400)}; see {self.prog} --help")
+
+
+def whole(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
+    """A whole number in ``low..high``."""
+
+    def read(text: str) -> int:
+        try:
+            number = int(text) if len(text) <= _DIGITS else None
+        except ValueError:
+            number = None
+        if number is None or not low <= number <= high:
+            raise _refused(f"want a whole number from {low} to {high}", text)
+        return number
+
+    return read
+
+
+def seed(text: str) -> int:
+    """A seed of ``nest_fn.key``: a whole number of at most 64 bits."""
+    return whole(*SEEDS)(text)
+
+
+def positive(unit: str, high: float) -> Callable[[str], float]:
+    """A number above 0 and at most ``high``, of ``unit``."""
+
+    def read(text: str) -> float:
+        number = _number(text)
+        if number is None or not 0 < number <= high:
+            raise _refused(f"want a number of {unit} above 0 and at most {high:g}", text)
+        return number
+
+    return read
+
+
+def layers(text: str) -> list[int] | None:
+    """``all`` (None), ``last``, or numbers of layers as ``0,3,-1``; the model says later which there are."""
+    if text in ("all", "last"):
+        return None if text == "all" else [-1]
+    try:
+        return [whole(-(2**31))(part) for part in text.split(",")]
+    except argparse.ArgumentTypeError:
+        raise _refused("want all, last, or numbers of layers as 0,3,-1", text) from None
+
+
+def weights(text: str) -> list[float]:
+    """Finite numbers, one a layer, as ``0.2,0.8``."""
+    numbers = [_number(part) for part in text.split(",")]
+    found = [number for number in numbers if number is not None]
+    if len(found) < len(numbers):
+        raise _refused("want finite numbers, one a layer, as 0.2,0.8", text)
+    return found
+
+
+def path(text: str) -> str:
+    """A name that a file can have."""
+    try:
+        fits = bool(text) and b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:  # a lone surrogate
+        fits = False
+    if not fits:
+        raise _refused("want the name of a file or a folder", text)
+    return text
+
+
+def key(text: str) -> str:
+    """A name that is not empty."""
+    if not text.strip():
+        raise _refused("want a name", text)
+    return text
+
+
+def channel(text: str) -> str | int:
+    """``error``, ``mix``, ``first``, or the index of one channel."""
+    if text in ("error", "mix", "first"):
+        return text
+    try:
+        return whole(0, 1023)(text)
+    except argparse.ArgumentTypeError:
+        raise _refused("want error, mix, first, or an index from 0", text) from None
+
+
+def _number(text: str) -> float | None:
+    """A finite number, or None."""
+    try:
+        number = float(text) if len(text) <= _DIGITS else math.nan
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _refused(wanted: str, text: str) -> argparse.ArgumentTypeError:
+    return argparse.ArgumentTypeError(f"{wanted}, got {shown(text)}")

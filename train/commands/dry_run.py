@@ -1,0 +1,61 @@
+"""What a run would do: parameters, plan, and its largest batch, really run."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterator
+
+import torch
+
+from nest_fn.config import Config
+from nest_fn.layers import random
+from nest_fn.layers.tree import count, flatten
+from nest_fn.model import abstract
+from nest_fn.train.augment.reverb import load_rooms
+from nest_fn.train.data.dataset import RawBatch, load_batch, open_dataset
+from nest_fn.train.run.context import choose_device
+from nest_fn.train.run.failure_dump import memory_told
+from nest_fn.train.step.micro_batches import micro_batches, to_device
+from nest_fn.train.step.step import init_train_state, make_step, training_loss
+
+
+def describe(cfg: Config) -> Iterator[str]:
+    """Lines about the model, the data and the plan; then one update on the largest batch, with its time and memory."""
+    params, _ = abstract(cfg)
+    yield f"parameters: {count(params):,} trained"
+    for part in params:
+        yield f"  {part}: {count(params[part]):,}"
+    dataset = open_dataset(cfg.data, cfg.trainer.seed, split="train", sample_rate=cfg.sample_rate)
+    plan = dataset.plan(0)
+    seconds = dataset.shapes.width / cfg.sample_rate
+    yield f"data: {len(dataset.manifest):,} utterances, {float(dataset.manifest.duration.sum()) / 3600:.2f} hours"
+    for rule, dropped in dataset.manifest.dropped:
+        yield f"  left out: {dropped:,} {rule}"
+    yield f"plan: {len(plan)} batches an epoch, padding efficiency {plan.efficiency(dataset.length):.3f}"
+    for rows, width in zip(dataset.shapes.rows.tolist(), seconds.tolist(), strict=True):
+        yield f"  {rows} x {width:.2f} s"
+    number = plan.largest()
+    raw = load_batch(dataset, plan.batch(number), 0, number)
+    yield f"largest batch: {raw['audio'].shape[0]} x {raw['audio'].shape[1] / cfg.sample_rate:.2f} s"
+    with memory_told(raw, cfg, choose_device(cfg.trainer.device)):
+        yield from _try(cfg, raw)
+
+
+def _try(cfg: Config, raw: RawBatch) -> Iterator[str]:
+    device = choose_device(cfg.trainer.device)
+    parts = micro_batches(to_device(raw, device), cfg.trainer.accumulate)
+    rirs = load_rooms(cfg.data, cfg.sample_rate)
+    step = make_step(cfg, loss=training_loss(cfg, None if rirs is None else rirs.to(device)))
+    key = random.key(cfg.trainer.seed, device=device)
+    started = time.monotonic()
+    ts, metrics = step(init_train_state(random.fold_in(key, 0), cfg), parts, random.fold_in(key, 1))
+    mean = float(metrics["loss_sum"]) / max(float(metrics["masked_tokens"]), 1.0)
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device) / 2**30
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    yield (
+        f"  one eager update: loss {mean:.3f} over {int(metrics['masked_tokens'])} masked tokens, "
+        f"{time.monotonic() - started:.1f} s, peak memory {peak:.2f} GiB, {len(flatten(ts.params))} tensors"
+    )

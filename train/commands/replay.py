@@ -1,0 +1,207 @@
+"""``nest-fn replay RUN STEP``: one step of a run again, bit for bit, and what is in it. Nothing is written.
+
+STEP is the number of updates that were done before the one to look at, the number that messages and
+RUN/failures/step_STEP name; its line in metrics.jsonl has ``step`` STEP + 1. The state comes from that folder, or else
+from the newest good checkpoint at or before STEP, from where the steps up to STEP are made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from itertools import islice
+from math import isfinite
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from nest_fn.checkpoint import folder as checkpoint_files
+from nest_fn.checkpoint import retention as checkpoint_folder
+from nest_fn.config import Config
+from nest_fn.frontend import log_mel
+from nest_fn.layers import random
+from nest_fn.layers.lengths import valid_mask
+from nest_fn.layers.types import Key, Tensor
+from nest_fn.losses import token_mask
+from nest_fn.model import forward
+from nest_fn.train.data.dataset import RawBatch, batches
+from nest_fn.train.errors import CheckpointError, UsageError
+from nest_fn.train.run.checkpoints import Saved, load
+from nest_fn.train.run.context import TRAIN, Reporter, Run, compiled, open_run
+from nest_fn.train.run.failure_dump import failures_folder, memory_told, named
+from nest_fn.train.run.run_folder import RunFolder
+from nest_fn.train.step import metrics as measures
+from nest_fn.train.step.micro_batches import micro_batches, to_device
+from nest_fn.train.step.step import RefusedUpdate, TrainState, cast, make_step, mixed, training_loss
+
+
+class Row(NamedTuple):
+    """One utterance of the step."""
+
+    name: str  # identity of the utterance
+    seconds: float
+    loss: float  # nats, mean over the row's masked tokens; 0 if there are none
+    masked: int  # tokens
+    remarks: tuple[str, ...]  # what is odd about it
+
+
+class Replayed(NamedTuple):
+    """One step, looked into."""
+
+    step: int  # updates done before it
+    origin: Path  # the checkpoint from which it was reached
+    epoch: int
+    batch: int
+    loss: float  # nats, as the line of metrics has it if trainer.log_every is 1
+    grad_norm: float
+    rows: tuple[Row, ...]
+    wrong: tuple[str, ...]  # parameters whose gradient is not finite
+
+    @property
+    def finite(self) -> bool:
+        """Whether the step could be made."""
+        return isfinite(self.loss) and isfinite(self.grad_norm)
+
+
+def replay(folder: str | Path, step: int, overrides: Sequence[str], reporter: Reporter) -> Replayed:
+    """Make step ``step`` of the run in ``folder`` again, with its config as it is or with ``overrides``.
+
+    The run's lock is not needed. Raises ``UsageError`` for a folder that holds no run and a step that none has,
+    ``CheckpointError`` if no checkpoint leads to the step.
+    """
+    run = _open(Path(folder), step, overrides, reporter)
+    origin = _origin(Path(folder), step)
+    saved = load(run.cfg, origin, run.digest, reporter.warn, run.device, allow_changes=True)
+    loss = training_loss(run.cfg, run.rirs)
+    make = make_step(run.cfg, compile=compiled(run.cfg, run.device), loss=loss)
+    stream = batches(run.train, epoch=saved.epoch, batch=saved.batch)
+    with closing(stream):  # type: ignore[type-var]
+        ts = _catch_up(run, saved, make, stream, step)
+        raw = next(stream)
+    values, wrong = _made(run, ts, make, raw)
+    line = measures.report(measures.add({}, values))
+    rows = tuple(_rows(run, ts, raw))
+    return Replayed(
+        step, origin, raw["epoch"], raw["batch"], line["loss"], float(values["grad_norm"]), rows, tuple(wrong)
+    )
+
+
+def report(found: Replayed) -> Iterator[str]:
+    """What was found, in lines."""
+    yield (
+        f"step {found.step} (line {found.step + 1} of the metrics), from {found.origin}: "
+        f"epoch {found.epoch}, batch {found.batch}"
+    )
+    yield f"loss {found.loss!r}, gradient norm {found.grad_norm!r}"
+    for row in found.rows:
+        odd = f"  {', '.join(row.remarks)}" if row.remarks else ""
+        yield f"  {row.name}: {row.seconds:.2f} s, loss {row.loss:.4f} over {row.masked} masked tokens{odd}"
+    if found.wrong:
+        yield f"gradients not finite, {len(found.wrong)} parameters: {named(list(found.wrong))}"
+    yield "finite" if found.finite else "not finite"
+
+
+def _open(folder: Path, step: int, overrides: Sequence[str], reporter: Reporter) -> Run:
+    """The run as it would go on, its data open."""
+    settings = folder / "config.yaml"
+    if not settings.is_file():
+        raise UsageError(
+            f"replay: {folder} holds no run, for there is no {settings}; give a folder that pretrain made."
+        )
+    cfg = Config.from_yaml(settings, overrides)
+    if not 0 <= step < cfg.trainer.max_steps:
+        raise UsageError(
+            f"replay: step {step} of a run of {cfg.trainer.max_steps}; want the number of updates before it, from 0 to "
+            f"{cfg.trainer.max_steps - 1}."
+        )
+    return open_run(replace(cfg, data=replace(cfg.data, valid=())), RunFolder(folder), reporter)
+
+
+def _origin(folder: Path, step: int) -> Path:
+    """The checkpoint to start from. Raises ``CheckpointError`` that tells what is there."""
+    dump = checkpoint_folder.step_path(failures_folder(folder), step)
+    present = checkpoint_folder.list_checkpoints(folder / "checkpoints")
+    found = [path for path in present if checkpoint_folder.step_of(path) <= step]
+    problems = []
+    for path in [dump, *reversed(found)] if dump.exists() else reversed(found):
+        try:
+            checkpoint_files.verify(path)
+        except CheckpointError as error:
+            problems.append(f"\n  {error}")
+            continue
+        return path
+    raise CheckpointError(
+        f"replay: {folder} holds no good checkpoint at or before step {step}; keep more of them with "
+        f"trainer.keep_every.{''.join(problems)}"
+    )
+
+
+def _parts(run: Run, raw: RawBatch) -> list[dict[str, Any]]:
+    return micro_batches(to_device(raw, run.device), run.cfg.trainer.accumulate)
+
+
+def _key(run: Run, step: int) -> Key:
+    return random.fold_in(random.fold_in(run.key, TRAIN), step)
+
+
+def _catch_up(run: Run, saved: Saved, make: Any, stream: Iterator[RawBatch], step: int) -> TrainState:
+    """The train state after ``step`` updates. What the run left out is left out again."""
+    ts = saved.ts
+    for raw in islice(stream, step - ts.step):
+        try:
+            with memory_told(raw, run.cfg, run.device):
+                ts, _ = make(ts, _parts(run, raw), _key(run, ts.step))
+        except RefusedUpdate:
+            ts = ts._replace(step=ts.step + 1)
+    return ts
+
+
+def _made(run: Run, ts: TrainState, make: Any, raw: RawBatch) -> tuple[dict[str, Tensor], list[str]]:
+    """The step's metrics, and the parameters whose gradient is not finite."""
+    try:
+        with memory_told(raw, run.cfg, run.device):
+            _, values = make(ts, _parts(run, raw), _key(run, ts.step))
+    except RefusedUpdate as refused:
+        return refused.metrics, refused.wrong
+    return values, []
+
+
+def _rows(run: Run, ts: TrainState, raw: RawBatch) -> Iterator[Row]:
+    """Every utterance of the step, in the order of the batch."""
+    parts = _parts(run, raw)
+    looked = [_look(run, ts, part) for part in parts]
+    for place, name in enumerate(raw["ids"]):
+        if name:
+            loss, masked, remarks = looked[place % len(parts)][place // len(parts)]
+            yield Row(name, int(raw["audio_len"][place]) / run.cfg.sample_rate, loss, masked, remarks)
+
+
+@torch.no_grad()
+def _look(run: Run, ts: TrainState, part: dict[str, Any]) -> list[tuple[float, int, tuple[str, ...]]]:
+    """Loss, masked tokens and remarks of each row of a micro-batch."""
+    cfg = run.cfg
+    batch, key = mixed(part, cfg, _key(run, ts.step), run.rirs)
+    output, _ = forward(cast(ts.params, cfg), ts.state, batch, cfg, key=key, train=True)
+    scores = output.log_probs if output.log_probs.ndim == 4 else output.log_probs[..., None]  # [B, T, C, K]
+    tokens = output.tokens if output.tokens.ndim == 3 else output.tokens[..., None]  # [B, T, K]
+    masked = token_mask(output.masks[:, 0] > 0.5, cfg.loss) & valid_mask(output.encoded_len, tokens.shape[1])
+    masked = masked & (batch["weight"] > 0)[:, None]
+    losses = -scores.gather(2, tokens[:, :, None, :])[:, :, 0].double()
+    count = masked.sum(dim=1) * tokens.shape[2]
+    mean = torch.where(masked[..., None], losses, 0.0).sum(dim=(1, 2)) / count.clamp(min=1)
+    return list(zip(mean.tolist(), count.tolist(), _remarks(batch, cfg), strict=True))
+
+
+def _remarks(batch: dict[str, Tensor], cfg: Config) -> Iterator[tuple[str, ...]]:
+    """What is odd about the signals of each row."""
+    odd: list[tuple[str, Tensor]] = [("weight 0", batch["weight"] == 0)]
+    for name, what in (("audio", "audio"), ("noisy_audio", "mixture")):
+        mel, frames = log_mel(batch[name], batch[f"{name}_len"], cfg.preprocessor)
+        inside = valid_mask(frames, mel.shape[2])[:, None]
+        odd.append((f"{what} silent", (batch[name] == 0).all(dim=1)))
+        odd.append((f"{what} not finite", ~batch[name].isfinite().all(dim=1)))
+        odd.append((f"features of the {what} not finite", ~(mel.isfinite() | ~inside).all(dim=2).all(dim=1)))
+    told = torch.stack([rows for _, rows in odd], dim=1).tolist()
+    return (tuple(text for (text, _), here in zip(odd, row, strict=True) if here) for row in told)

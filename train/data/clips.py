@@ -1,0 +1,95 @@
+"""The noise pool: int16 clips in memory up to a budget, the rest read from disk when they are drawn.
+
+The rule (spec 7.3, with Q31 mended): for an utterance of ``n`` samples draw a clip, each alike, and, if it is longer
+than ``n``, where to begin, each place alike. A crop without energy (all samples 0) is drawn again, up to 10 times;
+then it stays zeros of length ``n``. A clip shorter than ``n`` is taken whole with its own length: whoever mixes it
+repeats it. All draws are words of (seed, ``noise_choice``, epoch, utterance), so they depend on nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nest_fn.config.training import DataConfig
+from nest_fn.train.hash_rng import below, stream_key, words
+
+from .corpus.audio import read_audio
+from .corpus.manifest import Manifest, load_manifest
+from .corpus.thread_map import ordered_map
+
+_TRIES = 10
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class ClipPool:
+    """Clips of a manifest: those with ``start >= 0`` lie in ``memory`` from there on, the others on disk."""
+
+    manifest: Manifest
+    config: DataConfig
+    sample_rate: int  # Hz
+    length: NDArray[np.int64]  # [C] samples
+    start: NDArray[np.int64]  # [C] samples; -1: on disk
+    memory: NDArray[np.int16]
+
+    def __len__(self) -> int:
+        return len(self.length)
+
+    def read(self, clip: int, begin: int, count: int) -> NDArray[np.int16]:
+        """Samples ``[begin, begin + count)`` of a clip, as many as there are. Raises ``DataError``."""
+        if self.start[clip] >= 0:
+            first = int(self.start[clip]) + begin
+            return self.memory[first : min(first + count, int(self.start[clip] + self.length[clip]))]
+        count = min(count, int(self.length[clip]) - begin)
+        offset = float(self.manifest.offset[clip]) + begin / self.sample_rate
+        return _read(self.manifest, clip, self.config, self.sample_rate, offset, count / self.sample_rate)[:count]
+
+
+def load_clips(files: Sequence[str], config: DataConfig, sample_rate: int = 16000) -> ClipPool:
+    """Open a pool (noise, room responses) and fill its memory in the order of the manifests. Raises ``DataError``."""
+    manifest = load_manifest(
+        files, root=config.root, channel=config.channel, check_files=config.check_files, workers=config.num_workers
+    )
+    length = np.maximum(np.rint(manifest.duration * sample_rate).astype(np.int64), 1)
+    held = int(np.searchsorted(np.cumsum(length) * 2, config.noise_budget_mb * _MIB, side="right"))
+
+    def whole(clip: int) -> NDArray[np.int16]:
+        seconds = float(manifest.duration[clip])
+        return _read(manifest, clip, config, sample_rate, float(manifest.offset[clip]), seconds)
+
+    clips = list(ordered_map(whole, range(held), workers=config.num_workers, ahead=64, name="noise pool"))
+    length[:held] = [len(clip) for clip in clips]
+    start = np.full(len(length), -1, np.int64)
+    start[:held] = np.cumsum(length[:held]) - length[:held]
+    memory = np.concatenate(clips) if clips else np.zeros(0, np.int16)
+    return ClipPool(manifest, config, sample_rate, length, start, memory)
+
+
+def noise_words(seed: int, epoch: int, utterance: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """The words that choose the noise of utterances ``[n]``: ``[n, tries, 2]``."""
+    return words(stream_key(seed, "noise_choice", epoch), utterance, 2 * _TRIES).reshape(-1, _TRIES, 2)
+
+
+def draw_noise(pool: ClipPool, word: NDArray[np.uint64], need: int) -> NDArray[np.int16]:
+    """Noise for ``need`` samples by the words of one utterance, ``[tries, 2]``: int16, at most ``need`` long."""
+    clips = below(word[:, 0], len(pool))
+    begins = below(word[:, 1], np.maximum(pool.length[clips] - need, 0) + 1)
+    for clip, begin in zip(clips.tolist(), begins.tolist(), strict=True):
+        crop = pool.read(clip, begin, need)
+        if crop.any():
+            return crop
+    return np.zeros(need, np.int16)
+
+
+def _read(
+    manifest: Manifest, clip: int, config: DataConfig, sample_rate: int, offset: float, duration: float
+) -> NDArray[np.int16]:
+    """Part of a clip as int16 mono."""
+    return read_audio(
+        manifest.source(clip), offset, duration, sample_rate=sample_rate, channel=config.channel,
+        resample=config.resample, tolerance=config.duration_tolerance, where=manifest.where(clip),
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Audio where it lies: manifests, files, shards, and reading them by threads."""

@@ -1,0 +1,294 @@
+"""One audio file, or a part of it, as int16 mono at the rate wanted.
+
+WAV is read by ``wav.py``; FLAC, Ogg and MP3 by the optional package soundfile. Integer samples of more than 16 bits
+lose their low bits; float samples are scaled by 2^15, rounded and clipped. Only the part asked for is decoded.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nest_fn.extras import load_extra
+from nest_fn.files.inputs import open_plain
+from nest_fn.train.errors import DataError, UsageError
+
+from .wav import IEEE_FLOAT, Source, Span, read_wav, wav_info
+
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3")
+
+Channel: TypeAlias = Literal["error", "mix", "first"] | int
+"""What becomes of several channels: an error, their mean, the first, or the one of this index."""
+
+_MP3_TOLERANCE = 0.5  # seconds: decoders disagree on the length of an MP3 file by the encoder's delay
+_TOLERANCE = 2  # frames at the file's rate
+_BLOCK = 1 << 24  # frames decoded at a time
+_MIN_RATE = 1000  # Hz
+_MAX_KERNEL = 4_000_000  # elements of a resampling kernel
+
+
+class AudioInfo(NamedTuple):
+    """What can be known of a file without decoding it."""
+
+    frames: int
+    sample_rate: int  # Hz
+    channels: int
+    format: str  # e.g. WAV/PCM_16
+
+    @property
+    def duration(self) -> float:
+        """Seconds."""
+        return self.frames / self.sample_rate
+
+
+def audio_info(source: Source, where: str = "") -> AudioInfo:
+    """Read a file's header. Raises ``DataError`` that names the file and ``where`` it was asked for."""
+    with _named(source, where):
+        if _is_wav(source):
+            info = wav_info(source)
+            _check_whole(info.frames, info.declared_frames)
+            subtype = f"{'FLOAT' if info.tag == IEEE_FLOAT else 'PCM'}_{info.bits}"
+            return AudioInfo(info.frames, info.sample_rate, info.channels, f"WAV/{subtype}")
+        with _soundfile(source) as file:
+            return AudioInfo(file.frames, file.samplerate, file.channels, f"{file.format}/{file.subtype}")
+
+
+def read_audio(
+    source: Source,
+    offset: float = 0.0,
+    duration: float | None = None,
+    *,
+    sample_rate: int = 16000,
+    channel: Channel = "error",
+    resample: bool = True,
+    tolerance: float | None = None,
+    where: str = "",
+) -> NDArray[np.int16]:
+    """Seconds ``[offset, offset + duration)`` of a file as int16 ``[N]``; ``duration=None`` reads to the end.
+
+    Both ends are rounded to the nearest frame. A file that is more than ``tolerance`` seconds shorter than asked is an
+    error (``None``: two frames, for MP3 0.5 s); within it the result is as short as the file. ``where`` names the place
+    that asked (``train.jsonl:12``). Raises ``DataError``, and ``UsageError`` where soundfile is missing.
+    """
+    with _named(source, where):
+        frames, rate = _read_frames(source, offset, duration, tolerance)
+        mono = _one_channel(frames, channel)
+        if rate == sample_rate:
+            return _to_int16(mono)
+        if not resample:
+            raise DataError(f"{rate} Hz, {sample_rate} Hz wanted; set data.resample=true or convert the file")
+        return _resample(mono, rate, sample_rate)
+
+
+# Reading -------------------------------------------------------------------------------------------------------------
+
+
+def _read_frames(
+    source: Source, offset: float, duration: float | None, tolerance: float | None
+) -> tuple[NDArray[Any], int]:
+    """The frames asked for, ``[n, channels]``, and their rate in Hz."""
+    if _is_wav(source):
+        info = wav_info(source)
+        start, count = _range(offset, duration, info.sample_rate)
+        frames, _ = read_wav(source, start, count)
+        if count is None:
+            _check_whole(info.frames, info.declared_frames)
+        _check_length(len(frames), start, count, info.sample_rate, tolerance)
+        return frames, info.sample_rate
+    with _soundfile(source) as file:
+        start, count = _range(offset, duration, file.samplerate)
+        if start >= file.frames:
+            raise DataError(f"offset {offset} s is beyond its end at {file.frames / file.samplerate:.3f} s")
+        if start:
+            file.seek(start)
+        wanted = count if count is not None else file.frames - start
+        frames = _decode(file, wanted)
+        if tolerance is None and file.format in ("MP3", "MPEG"):
+            tolerance = _MP3_TOLERANCE
+        _check_length(len(frames), start, wanted, file.samplerate, tolerance)
+        return frames, file.samplerate
+
+
+def _range(offset: float, duration: float | None, rate: int) -> tuple[int, int | None]:
+    """Seconds to (first frame, number of frames)."""
+    start = round(offset * rate)
+    return start, None if duration is None else round((offset + duration) * rate) - start
+
+
+def _decode(file: Any, wanted: int) -> NDArray[Any]:
+    """The next frames of an open file, ``[n, channels]``: integers as int16, lossy and float formats as float32.
+
+    They are read in blocks, since ``wanted`` may come from a header that lies.
+    """
+    kind = "int16" if file.subtype.startswith("PCM") else "float32"
+    blocks: list[NDArray[Any]] = []
+    while wanted > 0 and (not blocks or len(blocks[-1]) == _BLOCK):
+        blocks.append(file.read(min(wanted, _BLOCK), dtype=kind, always_2d=True))
+        wanted -= len(blocks[-1])
+    if len(blocks) == 1:
+        return blocks[0]
+    return np.concatenate(blocks) if blocks else np.empty((0, file.channels), kind)
+
+
+def _check_length(got: int, start: int, wanted: int | None, rate: int, tolerance: float | None) -> None:
+    """Refuse a file that ends before it should."""
+    if got == 0:
+        raise DataError(f"no samples at {start / rate:.3f} s; the file is empty or ends before that")
+    missing = (wanted or 0) - got
+    if missing > (_TOLERANCE if tolerance is None else tolerance * rate):
+        raise DataError(
+            f"{wanted} frames wanted from {start / rate:.3f} s on, {got} are there ({missing / rate:.3f} s missing); "
+            "the file is cut or the manifest's duration is wrong; repair it or set data.duration_tolerance"
+        )
+
+
+def _check_whole(frames: int, declared: int) -> None:
+    """Refuse a WAV file whose header promises more than there is."""
+    if declared > frames + _TOLERANCE:
+        raise DataError(f"the header declares {declared} frames, {frames} are there; the file is cut")
+
+
+def _is_wav(source: Source) -> bool:
+    """By the first four bytes, so that a wrong suffix does no harm; a file too short for them is asked by its name."""
+    path, start = (source.path, source.start) if isinstance(source, Span) else (source, 0)
+    with open_plain(path) as file:
+        file.seek(start)
+        magic = file.read(4)
+    if len(magic) < 4:
+        raise DataError(f"the file has {len(magic)} bytes")
+    return magic == b"RIFF"
+
+
+@contextmanager
+def _soundfile(source: Source) -> Iterator[Any]:
+    """An open ``soundfile.SoundFile``; a tar member is read into memory first."""
+    soundfile = _import_soundfile()
+    target: object = os.fsencode(source) if not isinstance(source, Span) else io.BytesIO(_span_bytes(source))
+    try:
+        with soundfile.SoundFile(target) as file:
+            if file.samplerate < 1 or file.channels < 1:
+                raise DataError(f"the header says {file.channels} channels at {file.samplerate} Hz")
+            yield file
+    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a headerless format, which needs parameters
+        raise DataError(f"cannot be decoded: {error}") from error
+
+
+def _import_soundfile() -> Any:
+    """The optional package that reads everything but WAV."""
+    try:
+        return load_extra("soundfile")
+    except ImportError as error:
+        raise UsageError(f"only WAV is read without soundfile: {error}") from error
+
+
+def _span_bytes(span: Span) -> bytes:
+    """The bytes of a tar member, as many as there are."""
+    with open_plain(span.path) as file:
+        file.seek(span.start)
+        return file.read(min(span.size, os.fstat(file.fileno()).st_size))
+
+
+@contextmanager
+def _named(source: Source, where: str) -> Iterator[None]:
+    """Put the file and the place that asked for it in front of every error."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DataError(f"{_head(source, where)}: no such file; correct the path or make the manifest anew") from error
+    except OSError as error:
+        raise DataError(f"{_head(source, where)}: {error.strerror or error}") from error
+    except DataError as error:
+        raise DataError(f"{_head(source, where)}: {error}") from error
+    except ValueError as error:  # an embedded null byte in a path
+        raise DataError(f"{_head(source, where)}: {error}") from error
+
+
+def _head(source: Source, where: str) -> str:
+    """The place in the manifest, and the absolute path."""
+    path = str(source) if isinstance(source, Span) else str(Path(source).absolute())
+    return f"{where}: {path}" if where else path
+
+
+# Samples -------------------------------------------------------------------------------------------------------------
+
+
+def _one_channel(frames: NDArray[Any], channel: Channel) -> NDArray[Any]:
+    """``[n, channels] -> [n]``, finite."""
+    channels = frames.shape[1]
+    if frames.dtype.kind == "f" and not np.isfinite(frames).all():
+        raise DataError(
+            f"{int(np.count_nonzero(~np.isfinite(frames)))} samples are NaN or infinite; make the file anew"
+        )
+    if channel == "first" or (channels == 1 and channel in ("error", "mix")):
+        return frames[:, 0]
+    if channel == "mix":
+        return _mix(frames)
+    if channel == "error":
+        raise DataError(f"{channels} channels, one wanted; set data.channel to mix, first or the index of a channel")
+    if not isinstance(channel, int) or not 0 <= channel < channels:
+        raise DataError(
+            f"channel {channel!r} asked of {channels}; data.channel is error, mix, first or an index from 0"
+        )
+    return frames[:, channel]
+
+
+def _mix(frames: NDArray[Any]) -> NDArray[Any]:
+    """The mean of the channels in the type that they have, rounded if that is an integer."""
+    mean: NDArray[Any] = (frames / frames.shape[1]).sum(axis=1)  # divided first, so that no float overflows
+    return mean if frames.dtype.kind == "f" else np.rint(mean).astype(frames.dtype)
+
+
+def _to_int16(samples: NDArray[Any]) -> NDArray[np.int16]:
+    """Samples of any WAV type to int16: the high bits of integers, floats rounded and clipped."""
+    if samples.dtype == np.int16:
+        return np.ascontiguousarray(samples)
+    if samples.dtype == np.uint8:
+        shifted: NDArray[np.int16] = (samples.astype(np.int16) - 128) << 8
+        return shifted
+    if samples.dtype.kind == "i":
+        return (samples >> 16).astype(np.int16)
+    return np.rint(_scaled(samples)).astype(np.int16)
+
+
+def _scaled(samples: NDArray[Any]) -> NDArray[np.float32]:
+    """Samples as float32 on int16's scale, clipped to its range."""
+    if samples.dtype.kind != "f":
+        return _to_int16(samples).astype(np.float32)
+    clipped: NDArray[np.float32] = (np.clip(samples, -1.0, 32767 / 32768) * 32768).astype(np.float32)
+    return clipped
+
+
+def _resample(samples: NDArray[Any], rate: int, wanted: int) -> NDArray[np.int16]:
+    """Windowed-sinc resampling with torchaudio's fixed default kernel, in float32."""
+    if rate < _MIN_RATE:  # resampling would make a large thing of a small file
+        raise DataError(f"the header says {rate} Hz, no less than {_MIN_RATE} Hz is resampled")
+    divisor = math.gcd(rate, wanted)
+    if (rate // divisor) * (wanted // divisor) > _MAX_KERNEL:
+        raise DataError(
+            f"{rate} Hz to {wanted} Hz is {rate // divisor}:{wanted // divisor}, too fine a ratio; convert it"
+        )
+    with torch.no_grad():
+        out: Tensor = _resampler(rate, wanted)(torch.from_numpy(_scaled(samples))[None])[0]
+    return np.asarray(out.round_().clamp_(-32768, 32767).to(torch.int16).numpy())
+
+
+@lru_cache(maxsize=16)
+def _resampler(rate: int, wanted: int) -> Any:
+    """torchaudio's resampler with its kernel, made once for each pair of rates.
+
+    The kernel is computed in float64 and then cast: computed in float32 it is off by up to 2e-5 of full scale.
+    """
+    from torchaudio.transforms import Resample
+
+    return Resample(rate, wanted, dtype=torch.float64).float()

@@ -1,0 +1,174 @@
+"""Tar shards: many audio files in few archives, read in place by their position and never extracted.
+
+``audio_{0..511}.tar`` names a set of shards; ``audio__OP_0..511_CL_.tar`` means the same. The index of all members is
+built once by reading the headers; a damaged archive or a missing member is an error then, not in the middle of a run.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nest_fn.train.errors import DataError
+from nest_fn.train.tar import tar_members
+
+from .thread_map import ordered_map
+from .wav import Span
+
+if TYPE_CHECKING:
+    from .manifest import Manifest
+
+_MAX_SHARDS = 100_000
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
+_SUBSEGMENT = re.compile(r"-sub\d+(?=(\.[^./]+)?$)")
+
+
+def expand_pattern(pattern: str) -> list[str]:
+    """``a_{0..2}.tar -> a_0.tar, a_1.tar, a_2.tar``; also ``{x,y}``, and ``_OP_``/``_CL_`` for the braces."""
+    pattern = pattern.replace("_OP_", "{").replace("_CL_", "}")
+    match = _RANGE.search(pattern)
+    if not match:
+        return [pattern]
+    first, last, listed = match.groups()
+    if listed is not None:
+        parts = listed.split(",")
+    else:
+        if int(last) < int(first) or int(last) - int(first) >= _MAX_SHARDS:
+            raise DataError(f"shards {pattern!r}: the range {first}..{last} is empty or above {_MAX_SHARDS}")
+        width = len(first) if first.startswith("0") else 0
+        parts = [str(number).zfill(width) for number in range(int(first), int(last) + 1)]
+    tails = expand_pattern(pattern[match.end() :])
+    if len(parts) * len(tails) > _MAX_SHARDS:
+        raise DataError(f"shards {pattern!r}: more than {_MAX_SHARDS} names")
+    return [pattern[: match.start()] + part + tail for part in parts for tail in tails]
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """Every member of a set of archives. A member's number indexes ``names``, ``shard``, ``start`` and ``size``."""
+
+    paths: tuple[str, ...]
+    names: list[str]
+    shard: NDArray[np.int32]
+    start: NDArray[np.int64]  # bytes
+    size: NDArray[np.int64]  # bytes
+    by_name: dict[str, int]  # the member, or -1 where several shards have the name
+    first: NDArray[np.int64]  # of each shard's members, and their total at the end
+
+    def find(self, name: str, shard: int = -1) -> int:
+        """The number of a member, in any shard or in the one given. Raises ``DataError``."""
+        if shard >= len(self.paths):
+            raise DataError(f"shard_id {shard} asked, there are {len(self.paths)} shards")
+        wanted = name.removeprefix("./")
+        for candidate in (wanted, _SUBSEGMENT.sub("", wanted)):
+            number = self.by_name.get(candidate)
+            if number is None or (number >= 0 and shard >= 0 and self.shard[number] != shard):
+                continue
+            if number >= 0:
+                return number
+            if shard < 0:
+                raise DataError(f"member {candidate!r} is in several shards; give its shard_id")
+            members = range(int(self.first[shard]), int(self.first[shard + 1]))
+            found = next((m for m in members if self.names[m] == candidate), None)
+            if found is not None:
+                return found
+        place = f"shard {self.paths[shard]}" if shard >= 0 else f"any of {len(self.paths)} shards"
+        raise DataError(f"member {name!r} is not in {place}; make the shards anew")
+
+    def span(self, number: int) -> Span:
+        """Where a member's bytes are."""
+        path = self.paths[self.shard[number]]
+        return Span(path, int(self.start[number]), int(self.size[number]), self.names[number])
+
+
+def index_shards(patterns: Sequence[str], workers: int = 4) -> ShardIndex:
+    """Read the headers of all archives. Raises ``DataError`` on the first damaged one."""
+    paths = [path for pattern in patterns for path in expand_pattern(pattern)]
+    if not paths:
+        raise DataError("shards: no archive is named")
+    names: list[str] = []
+    shard: list[int] = []
+    start: list[int] = []
+    size: list[int] = []
+    first = [0]
+    by_name: dict[str, int] = {}
+    for number, members in enumerate(ordered_map(tar_members, paths, workers=workers)):
+        for member in members:
+            by_name[member.name] = -1 if member.name in by_name else len(names)
+            names.append(member.name)
+            shard.append(number)
+            start.append(member.start)
+            size.append(member.size)
+        first.append(len(names))
+    return ShardIndex(
+        tuple(paths), names, np.array(shard, np.int32), np.array(start, np.int64), np.array(size, np.int64), by_name,
+        np.array(first, np.int64),
+    )  # fmt: skip
+
+
+def write_shards(manifest: Manifest, out_dir: str | Path, shards: int) -> Path:
+    """Pack a manifest's audio into ``audio_{0..shards-1}.tar`` beside a ``manifest.jsonl`` with ``shard_id``.
+
+    Files keep their bytes and their order; all segments of a file go to one shard. The archives depend on nothing but
+    the content: no times, no owners. Returns the manifest's path. Raises ``DataError``.
+    """
+    groups: dict[str, list[int]] = {}
+    for index in range(len(manifest)):
+        groups.setdefault(str(manifest.source(index)), []).append(index)
+    if not 1 <= shards <= len(groups):
+        raise DataError(f"shard: {shards} shards asked of {len(groups)} audio files; ask 1 to {len(groups)}")
+    folder = Path(out_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise DataError(f"shard: {folder} is not empty; give a new folder")
+    files = list(groups.values())
+    lines: list[str] = []
+    for number in range(shards):
+        part = files[number * len(files) // shards : (number + 1) * len(files) // shards]
+        lines += _write_shard(manifest, part, folder / f"audio_{number}.tar", number)
+    return _replace(folder / "manifest.jsonl", "".join(lines).encode("utf-8"))
+
+
+def _write_shard(manifest: Manifest, files: list[list[int]], path: Path, number: int) -> list[str]:
+    """One archive; the manifest lines of what is in it."""
+    lines = []
+    temporary = path.with_name(path.name + ".tmp")
+    with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as archive:
+        for indices in files:
+            name = _member_name(manifest, indices[0])
+            data = manifest.read_bytes(indices[0])
+            info = tarfile.TarInfo(name)
+            info.size, info.mode = len(data), 0o644
+            archive.addfile(info, io.BytesIO(data))
+            for index in indices:
+                fields = {k: v for k, v in manifest.fields(index).items() if k != "audio_filename"}
+                fields |= {"audio_filepath": name, "duration": float(manifest.duration[index]), "shard_id": number}
+                lines.append(json.dumps(fields) + "\n")
+    os.replace(temporary, path)
+    return lines
+
+
+def _member_name(manifest: Manifest, index: int) -> str:
+    """The audio's path below the manifest, or its hash where that path would leave the archive."""
+    path = manifest.relative_path(index)
+    if not os.path.isabs(path) and ".." not in path.split("/"):
+        return path
+    return f"{manifest.utterance[index]:016x}{Path(path).suffix}"
+
+
+def _replace(path: Path, data: bytes) -> Path:
+    """Write a file so that it is there whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+    return path

@@ -1,0 +1,194 @@
+"""What the data commands do: scan a folder, validate a manifest, describe it, pack it into shards."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nest_fn.config.training import DataConfig
+from nest_fn.files.inputs import read_plain
+from nest_fn.train.errors import DataError, UsageError
+
+from .batch_plan import plan_epoch
+from .buckets import choose_shapes
+from .corpus.audio import AUDIO_SUFFIXES, AudioInfo, audio_info, read_audio
+from .corpus.manifest import Manifest, load_manifest, write_manifest
+from .corpus.shard_index import write_shards
+from .corpus.thread_map import ordered_map
+
+_FULL_SCALE = 32767
+_CLIPPED = 0.001  # share of full-scale samples from which an utterance is reported
+
+
+@dataclass(frozen=True)
+class Report:
+    """What ``validate`` found: one line a problem, in the order of the manifest."""
+
+    checked: int
+    problems: tuple[str, ...]
+    without_hash: int = 0  # utterances whose line has no sha256 to compare with
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
+def scan(folder: str | Path, manifest: str | Path, *, workers: int = 4, hashes: bool = False) -> Report:
+    """Write a manifest of all audio files below ``folder``, sorted by path; files that cannot be read are left out.
+
+    Paths are relative to the manifest; ``hashes`` adds each file's ``sha256``. Raises ``DataError`` if nothing is
+    found.
+    """
+    base = Path(os.path.abspath(manifest)).parent
+    files = list(audio_files(os.path.abspath(folder)))
+
+    def look(path: str) -> dict[str, Any] | str:
+        try:
+            info = audio_info(path)
+            entry = {"audio_filepath": os.path.relpath(path, base).replace(os.sep, "/"), "duration": info.duration}
+            entry |= {"sample_rate": info.sample_rate}
+            entry |= {"num_channels": info.channels} if info.channels != 1 else {}
+            return entry | ({"sha256": _sha256(read_plain(path))} if hashes else {})
+        except (DataError, OSError) as error:
+            return str(error)
+
+    found = list(ordered_map(look, files, workers=workers, ahead=64))
+    entries = [entry for entry in found if isinstance(entry, dict)]
+    problems = tuple(problem for problem in found if isinstance(problem, str))
+    if not entries:
+        why = f": {problems[0]}" if problems else f"; looked for {', '.join(AUDIO_SUFFIXES)}"
+        raise DataError(f"scan: {folder} holds no readable audio{why}")
+    write_manifest(manifest, entries)
+    return Report(len(files), problems)
+
+
+def validate(files: Sequence[str], config: DataConfig, *, hashes: bool = False, shards: Sequence[str] = ()) -> Report:
+    """Decode every utterance and report everything that a run would refuse, and more: empty, cut, NaN, wrong hash.
+
+    Lines that are not even readable end it at once: raises ``DataError`` with the first 20 of them.
+    """
+    manifest = load_manifest(files, root=config.root, shards=shards, channel=config.channel, workers=config.num_workers)
+
+    def look(index: int) -> tuple[str | None, bool]:
+        try:
+            _read(manifest, index, config)
+            return _compare_hash(manifest, index) if hashes else (None, True)
+        except DataError as error:
+            return str(error), True
+
+    answers = list(ordered_map(look, range(len(manifest)), workers=config.num_workers, ahead=64))
+    return Report(
+        len(manifest), tuple(text for text, _ in answers if text), sum(not has_hash for _, has_hash in answers)
+    )
+
+
+def stats(
+    files: Sequence[str], config: DataConfig, *, shards: Sequence[str] = (), sample_rate: int = 16000
+) -> dict[str, Any]:
+    """Numbers of a data set as plain values: hours, lengths, rates, formats, clipped and silent utterances, the plan.
+
+    ``clipped`` counts utterances with more than 0.1 % of samples at full scale, ``silent`` those with no other than 0.
+    Unreadable ones are counted, not raised; a bad manifest raises ``DataError``.
+    """
+    manifest = load_manifest(
+        files, min_duration=config.min_duration, max_duration=config.max_duration, root=config.root, shards=shards,
+        channel=config.channel, workers=config.num_workers,
+    )  # fmt: skip
+    config = replace(config, channel="first" if config.channel == "error" else config.channel)
+
+    def look(index: int) -> tuple[AudioInfo, float, bool] | None:
+        try:
+            info = audio_info(manifest.source(index), manifest.where(index))
+            clip = _read(manifest, index, config)
+        except DataError:
+            return None
+        full = (clip >= _FULL_SCALE) | (clip <= -_FULL_SCALE)
+        return info, float(full.mean()), not clip.any()
+
+    answers = list(ordered_map(look, range(len(manifest)), workers=config.num_workers, ahead=64))
+    good = [answer for answer in answers if answer is not None]
+    least, middle, most = np.quantile(manifest.duration, (0.0, 0.5, 1.0)).tolist()
+    return {
+        "utterances": len(manifest),
+        "hours": float(manifest.duration.sum() / 3600),
+        "duration_s": {"min": least, "median": middle, "max": most},
+        "dropped": dict(manifest.dropped),
+        "unreadable": len(answers) - len(good),
+        "sample_rates": _counts(info.sample_rate for info, _, _ in good),
+        "channels": _counts(info.channels for info, _, _ in good),
+        "formats": _counts(info.format for info, _, _ in good),
+        "clipped": sum(share > _CLIPPED for _, share, _ in good),
+        "clipped_share": float(np.mean([share for _, share, _ in good])) if good else 0.0,
+        "silent": sum(silent for _, _, silent in good),
+        "digest": manifest.digest,
+        "plan": _plan_numbers(manifest, config, sample_rate),
+    }
+
+
+def shard(files: Sequence[str], config: DataConfig, out_dir: str | Path, shards: int) -> Path:
+    """Pack the audio of manifests into tar shards; returns the path of the new manifest. Raises ``DataError``."""
+    manifest = load_manifest(files, root=config.root, channel=config.channel, workers=config.num_workers)
+    return write_shards(manifest, out_dir, shards)
+
+
+def _plan_numbers(manifest: Manifest, config: DataConfig, sample_rate: int) -> dict[str, Any]:
+    """What the first epoch's plan looks like."""
+    least = max(1, round(config.min_audio * sample_rate))
+    length = np.maximum(np.rint(manifest.duration * sample_rate).astype(np.int64), least)
+    try:
+        shapes = choose_shapes(length, config, sample_rate)
+    except UsageError as error:
+        return {"error": str(error)}
+    plan = plan_epoch(length, manifest.utterance, shapes, seed=0, epoch=0)
+    return {
+        "batches": len(plan),
+        "shapes": [[int(rows), int(width)] for rows, width in zip(shapes.rows, shapes.width, strict=True)],
+        "efficiency": plan.efficiency(length),
+    }
+
+
+def _read(manifest: Manifest, index: int, config: DataConfig) -> np.ndarray[Any, np.dtype[np.int16]]:
+    """One utterance at its own rate, so that nothing is judged after resampling; a refused rate is still refused."""
+    source, where = manifest.source(index), manifest.where(index)
+    rate = 16000 if not config.resample else audio_info(source, where).sample_rate
+    return read_audio(
+        source, float(manifest.offset[index]), float(manifest.duration[index]), sample_rate=rate,
+        channel=config.channel, resample=config.resample, tolerance=config.duration_tolerance, where=where,
+    )  # fmt: skip
+
+
+def _compare_hash(manifest: Manifest, index: int) -> tuple[str | None, bool]:
+    """A problem, if the file's SHA-256 is not the line's; and whether the line has one."""
+    wanted = manifest.fields(index).get("sha256")
+    if wanted is None:
+        return None, False
+    got = _sha256(manifest.read_bytes(index))
+    same = isinstance(wanted, str) and wanted.lower() == got
+    text = f"{manifest.where(index)}: {manifest.source(index)}: sha256 is {got}, the manifest says {wanted}"
+    return (None if same else f"{text}; the file changed"), True
+
+
+def audio_files(folder: str) -> Iterator[str]:
+    """Paths below a folder in a fixed order; linked folders are not entered, so that no loop can occur."""
+    if not os.path.isdir(folder):
+        raise DataError(f"scan: {folder} is not a folder")
+    for where, folders, names in os.walk(folder):
+        folders.sort()
+        yield from (os.path.join(where, name) for name in sorted(names) if name.lower().endswith(AUDIO_SUFFIXES))
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _counts(values: Any) -> dict[str, int]:
+    """How often each value comes, with string keys as JSON wants them."""
+    return {str(value): count for value, count in sorted(Counter(values).items())}

@@ -1,0 +1,1 @@
+"""A trained encoder at work: feature extraction, probes, CTC."""

@@ -1,0 +1,200 @@
+"""Fine-tuning by CTC: a linear head over characters on a pre-trained encoder (Graves et al., ICML 2006).
+
+The loss is torch's, the edit distance torchaudio's. The encoder may be frozen for the first steps, then in evaluation
+mode throughout: no dropout, and its running statistics stand still (spec Q38).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+import torchaudio.functional as AF
+
+from nest_fn.config import Config
+from nest_fn.files.inputs import read_plain
+from nest_fn.files.quoting import shown
+from nest_fn.frontend import log_mel
+from nest_fn.layers import random
+from nest_fn.layers.linear import init_linear, linear
+from nest_fn.layers.tree import flatten, unflatten
+from nest_fn.layers.types import Key, Params, State, Tensor
+from nest_fn.model import encode
+from nest_fn.train.data.dataset import RawBatch, batches, load_batch, open_dataset
+from nest_fn.train.errors import DataError, UsageError
+from nest_fn.train.step.optimizer import global_norm, make_optimizer, scale
+from nest_fn.train.step.schedule import make_schedule
+
+BLANK = 0
+
+
+class Alphabet(NamedTuple):
+    """Tokens by number; 0 is the blank."""
+
+    tokens: tuple[str, ...]
+
+    def encode(self, text: str, where: str) -> list[int]:
+        """Numbers of a text's characters. Raises ``DataError`` for one that is not in the alphabet."""
+        place = {token: number + 1 for number, token in enumerate(self.tokens)}
+        strange = sorted(set(text) - place.keys())
+        if strange:
+            raise DataError(f"{where}: text holds {strange}, which are not among the {len(place)} tokens")
+        return [place[letter] for letter in text]
+
+    def decode(self, numbers: Sequence[int]) -> str:
+        """The text of greedy decoding: repeats merged, blanks dropped."""
+        merged = [number for index, number in enumerate(numbers) if index == 0 or number != numbers[index - 1]]
+        return "".join(self.tokens[number - 1] for number in merged if number != BLANK)
+
+
+def read_tokens(path: str | Path) -> list[str]:
+    """One token a line. Raises ``UsageError`` for a file that holds none, or one twice."""
+    try:
+        tokens = read_plain(path).decode("utf-8-sig").splitlines()
+    except OSError as error:
+        raise UsageError(f"tokens {path}: {error.strerror or error}; give a file with one token a line.") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"tokens {path}: is not UTF-8 text (byte {error.start}); save it so.") from error
+    twice = [token for token, count in Counter(tokens).items() if count > 1 or not token]
+    if twice or not tokens:
+        why = f"{shown(twice[0])} stands in it twice or is empty" if twice else "holds no token"
+        raise UsageError(f"tokens {path}: {why}; want one token a line, each once.")
+    return tokens
+
+
+class Rates(NamedTuple):
+    """Errors over the characters and words of the references."""
+
+    loss: float
+    cer: float
+    wer: float
+
+
+class Finetuned(NamedTuple):
+    """The model after some steps: encoder params and state as pre-training has them, and the head."""
+
+    params: Params
+    head: Any
+    state: State
+    alphabet: Alphabet
+
+
+def alphabet_of(texts: Sequence[str]) -> Alphabet:
+    """All characters of the texts, sorted."""
+    return Alphabet(tuple(sorted(set("".join(texts)))))
+
+
+def finetune(
+    params: Params, state: State, cfg: Config, *, frozen_steps: int = 0, tokens: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Iterator[tuple[int, Rates, Finetuned]]:  # fmt: skip
+    """Train head and encoder on ``data.train``, whose lines have ``text``; yields step, validation and model.
+
+    Steps, cadence, optimizer and schedule are the config's ``trainer`` and ``optim``. Raises ``DataError``.
+    """
+    train = open_dataset(cfg.data, seed, split="train", sample_rate=cfg.sample_rate)
+    valid = open_dataset(cfg.data, seed, split="valid", sample_rate=cfg.sample_rate)
+    texts, valid_texts = _texts(train), _texts(valid)
+    alphabet = Alphabet(tuple(tokens)) if tokens else alphabet_of(list(texts.values()))
+    key = random.key(seed)
+    head = init_linear(random.fold_in(key, 0), _width(cfg), len(alphabet.tokens) + 1)
+    optimizer, schedule = make_optimizer(cfg.optim), make_schedule(cfg)
+    leaves = {"head." + path: leaf for path, leaf in flatten(head).items()}
+    leaves |= {"encoder." + path: leaf for path, leaf in flatten(params["encoder"]).items()}
+    opt_state = None
+    stream = batches(train)
+    for step in range(cfg.trainer.max_steps):
+        frozen = step < frozen_steps
+        if step in (0, frozen_steps):
+            opt_state = optimizer.init(_moving(leaves, frozen))
+        raw = next(stream)
+        targets = [alphabet.encode(texts[name], name) if name else [] for name in raw["ids"]]
+        step_key = random.fold_in(random.fold_in(key, 1), step)
+        grads, state = _gradients(leaves, params, state, raw, targets, cfg, step_key, frozen)
+        norm = global_norm(grads)
+        if cfg.trainer.clip_norm > 0:
+            grads = scale(grads, (cfg.trainer.clip_norm / (norm + 1e-6)).clamp(max=1.0))
+        moved, opt_state = optimizer.update(_moving(leaves, frozen), grads, opt_state, schedule(step), donate=False)
+        leaves = leaves | moved
+        done = step + 1
+        if done % cfg.trainer.valid_every == 0 or done == cfg.trainer.max_steps:
+            tree = unflatten(leaves)
+            made = Finetuned({**params, "encoder": tree["encoder"]}, tree["head"], state, alphabet)
+            yield done, _evaluate(made, valid, valid_texts, cfg), made
+
+
+def _gradients(
+    leaves: dict[str, Tensor], params: Params, state: State, raw: RawBatch, targets: list[list[int]], cfg: Config,
+    key: Key, frozen: bool,
+) -> tuple[dict[str, Tensor], State]:  # fmt: skip
+    moving = {path: leaf.detach().requires_grad_() for path, leaf in _moving(leaves, frozen).items()}
+    tree = unflatten(leaves | moving)
+    log_probs, lengths, new_state = _log_probs(
+        {**params, "encoder": tree["encoder"]}, tree["head"], state, raw, cfg, key, train=not frozen
+    )
+    value = _ctc(log_probs, lengths, targets)
+    grads = torch.autograd.grad(value, list(moving.values()), materialize_grads=True)
+    return dict(zip(moving, grads, strict=True)), new_state if not frozen else state
+
+
+def _moving(leaves: dict[str, Tensor], frozen: bool) -> dict[str, Tensor]:
+    return {path: leaf for path, leaf in leaves.items() if not (frozen and path.startswith("encoder."))}
+
+
+def _log_probs(
+    params: Params, head: Any, state: State, raw: RawBatch, cfg: Config, key: Key | None, train: bool
+) -> tuple[Tensor, Tensor, State]:
+    """``[B, T, C]``, lengths in encoder frames, new state."""
+    audio, lengths = raw["audio"], raw["audio_len"]
+    features_key, dropout_key = (None, None) if key is None else random.split(key, 2).unbind(0)
+    mel, frames = log_mel(audio, lengths, cfg.preprocessor, key=features_key, train=train)
+    encoded, short, state = encode(params, state, mel, frames, cfg, key=dropout_key, train=train, rows=raw["utterance"])
+    return F.log_softmax(linear(head, encoded.transpose(1, 2)).float(), dim=-1), short, state
+
+
+def _ctc(log_probs: Tensor, lengths: Tensor, targets: list[list[int]]) -> Tensor:
+    """Mean over the utterances of the loss a character; rows without text do not count."""
+    held = [row for row, target in enumerate(targets) if target]
+    if not held:
+        return log_probs.sum() * 0.0
+    sizes = torch.tensor([len(targets[row]) for row in held])
+    flat = torch.tensor([number for row in held for number in targets[row]])
+    return F.ctc_loss(log_probs[held].transpose(0, 1), flat, lengths[held], sizes, blank=BLANK, zero_infinity=True)
+
+
+@torch.no_grad()
+def _evaluate(made: Finetuned, valid: Any, texts: Mapping[str, str], cfg: Config) -> Rates:
+    """Greedy decoding of the validation set in evaluation mode."""
+    losses, letters, wrong_letters, words, wrong_words = [], 0, 0, 0, 0
+    for number, planned in enumerate(valid.plan(0)):
+        raw = load_batch(valid, planned, 0, number)
+        log_probs, lengths, _ = _log_probs(made.params, made.head, made.state, raw, cfg, None, train=False)
+        targets = [made.alphabet.encode(texts[name], name) if name else [] for name in raw["ids"]]
+        losses.append(float(_ctc(log_probs, lengths, targets)))
+        best = log_probs.argmax(dim=-1)
+        for row, name in enumerate(raw["ids"]):
+            if name:
+                heard = made.alphabet.decode(best[row, : int(lengths[row])].tolist())
+                wrong_letters += AF.edit_distance(heard, texts[name])
+                wrong_words += AF.edit_distance(heard.split(), texts[name].split())
+                letters, words = letters + len(texts[name]), words + len(texts[name].split())
+    return Rates(sum(losses) / len(losses), wrong_letters / max(letters, 1), wrong_words / max(words, 1))
+
+
+def _texts(dataset: Any) -> dict[str, str]:
+    """Text of every utterance by id. Raises ``DataError`` for a line without one."""
+    found = {}
+    for index in range(len(dataset.manifest)):
+        text = dataset.manifest.fields(index).get("text")
+        if not isinstance(text, str) or not text:
+            raise DataError(f"{dataset.manifest.where(index)}: has no 'text'; CTC learns from transcripts")
+        found[dataset.manifest.identity(index)] = text
+    return found
+
+
+def _width(cfg: Config) -> int:
+    return cfg.encoder.feat_out if cfg.encoder.feat_out > 0 else cfg.encoder.d_model

@@ -1,0 +1,133 @@
+"""``nest-fn extract`` and ``nest-fn tokenize``: what a trained model makes of audio, a file for each utterance.
+
+Always in evaluation mode, so that an utterance's features do not depend on its batch. A file appears when it is whole;
+a second run of the same command makes the missing ones only. ``index.jsonl`` tells which file belongs to which
+utterance.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nest_fn.decoder import logits
+from nest_fn.extras import load_extra
+from nest_fn.frontend import log_mel
+from nest_fn.hidden_states import features, layer_numbers
+from nest_fn.layers.types import Tensor
+from nest_fn.model import quantize
+from nest_fn.train.data.dataset import Dataset
+from nest_fn.train.errors import UsageError
+
+from .inference import Model, utterances
+
+Arrays = dict[str, NDArray[Any]]
+FORMATS = ("npy", "npz", "safetensors")
+
+
+def extract(
+    model: Model, dataset: Dataset, out: Path, *, layers: Sequence[int] | None = None,
+    weights: Sequence[float] | None = None, level: str = "frame", form: str = "npy",
+) -> Iterator[str]:  # fmt: skip
+    """Write features ``[layers, T, D]``, or for ``level="utterance"`` their means ``[layers, D]``; yields file names.
+
+    ``weights``, one a layer, sum the layers up instead: ``[T, D]`` or ``[D]``. Frames are 80 ms at factor 8. Raises
+    ``UsageError``, ``DataError``.
+    """
+    chosen = layer_numbers(model.cfg.encoder.n_layers, layers)
+    if weights is not None and len(weights) != len(chosen):
+        raise UsageError(f"extract: {len(weights)} weights for {len(chosen)} layers; give one a layer")
+
+    def make(audio: Tensor, lengths: Tensor) -> Iterator[Arrays]:
+        made, frames = features(model.params, model.state, audio, lengths, model.cfg, chosen)
+        for row, count in enumerate(frames.tolist()):
+            each = torch.stack([layer[row, :count] for layer in made])
+            if level == "utterance":
+                each = each.mean(dim=1)
+            if weights is not None:
+                each = torch.einsum("l,l...->...", torch.tensor(weights, dtype=each.dtype), each)
+            yield {"features": each.numpy()}
+
+    return _write_all(dataset, out, form, make)
+
+
+def tokenize(model: Model, dataset: Dataset, out: Path, *, form: str = "npz") -> Iterator[str]:
+    """Write ``quantizer`` int64 ``[T, K]``, the targets that training would use, and ``decoder``, the model's guesses.
+
+    Raises ``DataError``.
+    """
+
+    def make(audio: Tensor, lengths: Tensor) -> Iterator[Arrays]:
+        cfg = model.cfg
+        mel, _ = log_mel(audio, lengths, cfg.preprocessor)
+        tokens = quantize(model.state, mel, cfg)
+        tokens = tokens if tokens.ndim == 3 else tokens[..., None]
+        (last,), frames = features(model.params, model.state, audio, lengths, cfg, [-1])
+        guesses = logits(model.params["decoder"], last, cfg.decoder).argmax(dim=-2)
+        for row, count in enumerate(frames.tolist()):
+            yield {"quantizer": tokens[row, :count].numpy(), "decoder": guesses[row, :count].numpy()}
+
+    if model.cfg.mask_position == "post_conv":
+        raise UsageError("tokenize: under post_conv tokens are made of the subsampled signal; extract features instead")
+    return _write_all(dataset, out, form, make)
+
+
+@torch.no_grad()
+def _write_all(
+    dataset: Dataset, out: Path, form: str, make: Callable[[Tensor, Tensor], Iterator[Arrays]]
+) -> Iterator[str]:
+    """Write what is missing, batch by batch, then the index."""
+    if form not in FORMATS:
+        raise UsageError(f"extract: no format is called '{form}'; use one of {', '.join(FORMATS)}")
+    out.mkdir(parents=True, exist_ok=True)
+    names = _names(dataset, form)
+    for batch in utterances(dataset):
+        missing = [row for row, index in enumerate(batch.number.tolist()) if not (out / names[index]).exists()]
+        if not missing:
+            continue
+        for index, arrays in zip(
+            batch.number[missing].tolist(), make(batch.audio[missing], batch.lengths[missing]), strict=True
+        ):
+            _write(out / names[index], arrays, form)
+            yield names[index]
+    lines = [{**dataset.manifest.fields(index), "feature_filepath": name} for index, name in enumerate(names)]
+    (out / "index.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def _names(dataset: Dataset, form: str) -> list[str]:
+    """A file name for each utterance: its number, and the end of its path for the reader."""
+    digits = len(str(max(len(dataset.manifest) - 1, 0)))
+    names = []
+    for index in range(len(dataset.manifest)):
+        stem = Path(dataset.manifest.relative_path(index)).stem
+        safe = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in stem)[-80:]
+        names.append(f"{index:0{digits}d}_{safe}.{form}")
+    return names
+
+
+def _write(path: Path, arrays: Mapping[str, NDArray[Any]], form: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        if form == "npz":
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        elif form == "npy":
+            np.save(file, np.stack(list(arrays.values())) if len(arrays) > 1 else next(iter(arrays.values())))
+        else:
+            file.write(_safetensors(arrays))
+    os.replace(temporary, path)
+
+
+def _safetensors(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    try:
+        load_extra("safetensors")
+        from safetensors.numpy import save
+    except ImportError as error:
+        raise UsageError(f"extract: {error}") from error
+    return bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))

@@ -1,0 +1,101 @@
+"""``nest-fn probe``: what a linear map reads off an encoder about whole utterances: digits, speakers, any label.
+
+Features are means over the frames of one layer. The layer and the penalty are chosen on a quarter of the training
+utterances, the probe is fitted on all of them, and the test manifest is touched once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from nest_fn.config import Config
+from nest_fn.frontend import log_mel
+from nest_fn.hidden_states import features
+from nest_fn.layers import random
+from nest_fn.layers.types import Params, State, Tensor
+from nest_fn.model import init
+from nest_fn.train.data.dataset import Dataset
+from nest_fn.train.errors import DataError
+
+from .inference import load_model, open_audio, utterances
+from .linear_probe import accuracy, choose, fit_linear_probe, mean_pool
+from .weighted_probe import fit_weighted_probe, weighted_accuracy
+
+
+class Score(NamedTuple):
+    """How well one kind of features does."""
+
+    name: str
+    layer: int
+    held_back: float  # accuracy on the training utterances on which the layer was chosen
+    test: float  # accuracy on the test manifest
+
+
+def probe_labels(path: str | Path, label: str, train: Sequence[str], test: Sequence[str]) -> Iterator[Score]:
+    """Scores of a model's best layer and of a learned mixture of its layers, of the encoder untrained, and of log-mel.
+
+    ``label`` is a key of the manifests' lines. Raises ``DataError`` where a line lacks it, ``CheckpointError``.
+    """
+    params, state, cfg = load_model(path)
+    untrained = init(random.key(0), cfg)
+    known, asked = (open_audio(files, cfg, min_audio=cfg.data.min_audio) for files in (train, test))
+    names = sorted({_label(known, index, label) for index in range(len(known.manifest))})
+    y, test_y = (_targets(dataset, label, names) for dataset in (known, asked))
+    for name, model in (("learnt", (params, state)), ("untrained", untrained), ("log-mel", None)):
+        x, test_x = (_pooled(dataset, model, cfg) for dataset in (known, asked))
+        best = choose(x, y, len(names), torch.arange(len(y)) % 16)
+        probe = fit_linear_probe(x[best.layer], y, len(names), penalty=best.penalty)
+        yield Score(name, best.layer, best.accuracy, accuracy(probe, test_x[best.layer], test_y))
+        if name == "learnt":
+            yield _weighted(x, y, test_x, test_y, len(names), best.penalty)
+
+
+def _weighted(x: list[Tensor], y: Tensor, test_x: list[Tensor], test_y: Tensor, classes: int, penalty: float) -> Score:
+    """The probe on a learned mixture of all layers; its ``layer`` is the one that weighs most."""
+    held = torch.arange(len(y)) % 4 == 1
+    trial = fit_weighted_probe([layer[~held] for layer in x], y[~held], classes, penalty)
+    probe = fit_weighted_probe(x, y, classes, penalty)
+    held_back = weighted_accuracy(trial, [layer[held] for layer in x], y[held])
+    return Score("weighted", int(probe.mixture.argmax()), held_back, weighted_accuracy(probe, test_x, test_y))
+
+
+def _label(dataset: Dataset, index: int, label: str) -> str:
+    fields: dict[str, Any] = dict(dataset.manifest.fields(index))
+    if label not in fields:
+        raise DataError(f"{dataset.manifest.where(index)}: has no '{label}'; the probe's label must stand in each line")
+    return str(fields[label])
+
+
+def _targets(dataset: Dataset, label: str, names: Sequence[str]) -> Tensor:
+    """Class of every utterance. Raises ``DataError`` for a label that training never saw."""
+    place = {name: number for number, name in enumerate(names)}
+    found = [_label(dataset, index, label) for index in range(len(dataset.manifest))]
+    strange = sorted(set(found) - place.keys())
+    if strange:
+        raise DataError(f"probe: labels {strange[:5]} occur in the test manifest alone; the probe cannot know them")
+    return torch.tensor([place[name] for name in found])
+
+
+@torch.no_grad()
+def _pooled(dataset: Dataset, model: tuple[Params, State] | None, cfg: Config) -> list[Tensor]:
+    """Mean features of every layer ``[utterances, D]``, in the manifest's order; of log-mel without a model."""
+    rows: list[list[Tensor]] = []
+    order: list[int] = []
+    for index, audio, lengths in utterances(dataset):
+        if model is None:
+            # Normalised features have mean 0 by construction, so the baseline takes them as they are.
+            mel, short = log_mel(audio, lengths, dataclasses.replace(cfg.preprocessor, normalize=None))
+            made: Sequence[Tensor] = (mel.transpose(1, 2),)
+        else:
+            made, short = features(*model, audio, lengths, cfg)
+        rows = rows or [[] for _ in made]
+        for one, layer in zip(rows, made, strict=True):
+            one.append(mean_pool(layer, short))
+        order += index.tolist()
+    back = torch.argsort(torch.tensor(order))
+    return [torch.cat(layer)[back] for layer in rows]

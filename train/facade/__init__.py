@@ -1,0 +1,1 @@
+"""``PureTorchSSLModel``: the functional core behind a ``torch.nn.Module``."""

@@ -1,0 +1,293 @@
+"""``PureTorchSSLModel``, the seed's interface: an ``nn.Module`` that mirrors the functional core and computes nothing.
+
+    from nest_fn import PureTorchSSLModel, create_optimizer, create_scheduler
+
+    model = PureTorchSSLModel.from_config_file("config.yaml")
+    loss = model.training_step(batch)
+
+It holds the trees ``params`` and ``state`` as parameters and buffers named by their dotted paths, a seed, and a counter
+of draws; all arithmetic is that of ``nest_fn.model``. The core's functions take ``model.params``, ``model.state`` and
+``model.cfg`` as they are.
+
+What changes a model, beside optimizers and loading: in training mode, ``forward`` and ``training_step`` write the new
+batch statistics into the buffers, as ``torch.nn.BatchNorm1d`` does, and every draw moves the counter. Neither happens
+under the transforms of ``torch.func``, where a model is a pure function of its parameters, buffers and arguments.
+
+Draw ``n`` of training uses ``split(fold_in(fold_in(key(seed), TRAIN), n), 2)[1]``, which is the model's key in step
+``n`` of the functional trainer with that seed; evaluation has a stream and a count of its own. Rows of a batch are
+named 0..B-1 for their draws. Where ranks have different rows, name these in the batch (``row``), or give each rank a
+seed of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from torch import nn
+from torch.nn.modules.module import _IncompatibleKeys
+from torch.optim import Optimizer
+
+from nest_fn import model as core
+from nest_fn.checkpoint.model_files import check_trees
+from nest_fn.config import Compat, Config
+from nest_fn.errors import CheckpointError
+from nest_fn.interop import nemo
+from nest_fn.interop.port_keywords import KEYWORDS, config_from_keywords
+from nest_fn.layers import random
+from nest_fn.layers.lengths import valid_mask
+from nest_fn.layers.tree import flatten, tree_map
+from nest_fn.layers.types import Key, Params, State, Tensor
+from nest_fn.losses import masked_cross_entropy, token_mask
+from nest_fn.train.run.context import INIT, TRAIN, VALID
+
+from .batch_formats import as_batch, signal_parts
+from .checkpoint_file import OPTIMIZER, WEIGHTS, model_of, read_file, weights_of, write_file
+from .module_tree import gather, outline, plant
+from .torch_optim import create_optimizer, create_scheduler
+
+__all__ = ["PureTorchSSLModel", "create_optimizer", "create_scheduler"]
+
+_REFERENCE = ("preprocessor.", "encoder.pre_encode.", "decoder.decoder_layers.", "quantizer.proj.", "mask_processor.")
+"""How names begin that only the reference's ``state_dict`` has."""
+
+
+class PureTorchSSLModel(nn.Module):
+    """NEST for pre-training: masked prediction of quantized clean speech from noisy speech (arXiv 2408.13106)."""
+
+    cfg: Config
+    seed: int
+    counter: Tensor  # int64 [2]: draws in training, draws in evaluation
+
+    def __init__(
+        self, sample_rate: int = 16000, features: int = 80, window_size: float = 0.025, window_stride: float = 0.01,
+        n_fft: int = 512, normalize: str = "per_feature", n_layers: int = 17, d_model: int = 512, n_heads: int = 8,
+        subsampling: str = "dw_striding", subsampling_factor: int = 8, subsampling_conv_channels: int = 256,
+        ff_expansion_factor: int = 4, conv_kernel_size: int = 9, dropout: float = 0.1, num_classes: int = 8192,
+        num_books: int = 1, code_dim: int = 16, squeeze_single: bool = False, block_size: int = 40,
+        mask_prob: float = 0.01, mask_threshold: float = 0.8, mask_position: str = "pre_conv", *,
+        overrides: Sequence[str] = (), seed: int | None = None,
+    ) -> None:  # fmt: skip
+        """A new model. ``overrides`` set any key of the config, e.g. ``["encoder.xscaling=false"]``.
+
+        ``window_size`` and ``window_stride`` are seconds, ``block_size`` frames of 10 ms. As in the seed there is no
+        dither, and one rate of ``dropout`` for all places; overrides go before both. ``seed`` (None: ``trainer.seed``,
+        0) gives the initial values and all draws. Raises ``ConfigError``.
+        """
+        given = locals()
+        cfg = config_from_keywords({name: given[name] for name in KEYWORDS}).override(*overrides)
+        self._build(cfg, None, seed)
+
+    @classmethod
+    def from_config_file(
+        cls, path: str | Path, overrides: Sequence[str] = (), seed: int | None = None
+    ) -> PureTorchSSLModel:
+        """A new model from a YAML file, with or without a ``model`` root. Raises ``ConfigError``."""
+        return cls.from_config(Config.from_yaml(path, overrides), seed)
+
+    @classmethod
+    def from_config(cls, cfg: Config, seed: int | None = None) -> PureTorchSSLModel:
+        """A new model with the values that the functional trainer begins with."""
+        model = cls.__new__(cls)
+        model._build(cfg, None, seed)
+        return model
+
+    @classmethod
+    def from_params(cls, params: Params, state: State, cfg: Config, seed: int | None = None) -> PureTorchSSLModel:
+        """A model of copies of the given trees. Raises ``ValueError`` if they are not those of ``cfg``."""
+        check_trees("from_params", params, state, cfg)
+        return cls._of(tree_map(_copy, params), tree_map(_copy, state), cfg, seed)
+
+    @classmethod
+    def from_checkpoint(
+        cls, path: str | Path, seed: int | None = None, compat: Compat | None = None
+    ) -> PureTorchSSLModel:
+        """The model of a file or folder, on the CPU: ``save_checkpoint``'s, the port's, or any that ``convert`` reads.
+
+        ``seed`` replaces the file's and starts the count of draws anew; ``compat`` replaces its numerics. Raises
+        ``CheckpointError``.
+        """
+        content = read_file(path)
+        params, state, cfg = model_of(content, str(path))
+        model = cls._of(params, state, cfg if compat is None else cfg.override(f"compat={compat}"), seed)
+        if seed is None:
+            model._set_draws(content)
+        return model
+
+    @classmethod
+    def _of(cls, params: Params, state: State, cfg: Config, seed: int | None) -> PureTorchSSLModel:
+        model = cls.__new__(cls)
+        model._build(cfg, (params, state), seed)
+        return model
+
+    def _build(self, cfg: Config, trees: tuple[Params, State] | None, seed: int | None) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.seed = cfg.trainer.seed if seed is None else seed
+        params, state = core.init(random.fold_in(random.key(self.seed), INIT), cfg) if trees is None else trees
+        self._structure = outline(params), outline(state)
+        plant(self, params, state)
+        # A tensor, so that compiled graphs do not depend on its value.
+        self.register_buffer("counter", torch.zeros(2, dtype=torch.int64), persistent=False)
+
+    @property
+    def params(self) -> Params:
+        """The tree of parameters: the model's own tensors."""
+        return gather(self, self._structure[0])
+
+    @property
+    def state(self) -> State:
+        """The tree of what is saved but not trained: the model's own buffers."""
+        return gather(self, self._structure[1])
+
+    @overload
+    def forward(self, input_signal: Tensor | None = None, *signals: Any, **more: Any) -> core.Output: ...
+    @overload
+    def forward(self, input_signal: Any) -> Tensor: ...
+    def forward(
+        self, input_signal: Any = None, input_signal_length: Tensor | None = None,
+        processed_signal: Tensor | None = None, processed_signal_length: Tensor | None = None,
+        noisy_input_signal: Tensor | None = None, noisy_input_signal_length: Tensor | None = None,
+        processed_noisy_signal: Tensor | None = None, processed_noisy_signal_length: Tensor | None = None,
+        apply_mask: bool = False,
+    ) -> core.Output | Tensor:  # fmt: skip
+        """``(log_probs [B, T, C, K], encoded_len [B], masks [B, M, F], tokens [B, T, K])``; or a batch's loss.
+
+        Clean and noisy signal each come raw, float or int16 ``[B, N]`` with lengths in samples, or processed, features
+        ``[B, M, F]`` with lengths in frames. ``masks`` is 0 throughout unless ``apply_mask``. Raises ``ValueError``
+        unless exactly one of the two, with its lengths, is given for each signal.
+
+        ``model(batch)``, with one of the formats of ``train.batch`` alone, is ``model.training_step(batch)``: the way
+        in for what calls ``forward`` only, such as DistributedDataParallel and ``functional_call``.
+        """
+        if input_signal is not None and not isinstance(input_signal, Tensor):
+            return self.training_step(input_signal)
+        signals = signal_parts(
+            "signal", "audio", input_signal, input_signal_length, processed_signal, processed_signal_length
+        )
+        signals |= signal_parts(
+            "noisy signal", "noisy_audio", noisy_input_signal, noisy_input_signal_length, processed_noisy_signal,
+            processed_noisy_signal_length,
+        )  # fmt: skip
+        batch = {name: value.to(self._device) for name, value in signals.items()}
+        key = self._draw() if self.training or apply_mask else None
+        output, state = core.forward(
+            self.params, self.state, batch, self.cfg, key=key, train=self.training, apply_mask=apply_mask
+        )
+        self._remember(state)
+        return output
+
+    def training_step(self, batch: Any) -> Tensor:
+        """The mean cross-entropy in nats over the masked tokens of a batch, a scalar with a graph behind it.
+
+        0 with zero gradients if nothing is masked. Batches come in any format of ``train.batch`` and are moved to the
+        model's device. In evaluation mode nothing is dropped out and no statistics are written.
+        """
+        tensors = as_batch(batch, self._device)
+        loss, (_, state) = core.loss(self.params, self.state, tensors, self.cfg, key=self._draw(), train=self.training)
+        self._remember(state)
+        return loss
+
+    def validation_step(self, batch: Any) -> Tensor:
+        """The same loss as in evaluation mode, whatever the mode, without a graph; masks are drawn anew each time."""
+        with torch.no_grad():
+            tensors = as_batch(batch, self._device)
+            return core.loss(self.params, self.state, tensors, self.cfg, key=self._draw(VALID), train=False)[0]
+
+    def compute_loss(self, log_probs: Tensor, encoded_len: Tensor, masks: Tensor, tokens: Tensor) -> Tensor:
+        """The mean cross-entropy over masked tokens of what ``forward`` returned, a scalar; 0 if none is masked."""
+        counted = token_mask(masks[:, 0] > 0.5, self.cfg.loss) & valid_mask(encoded_len, log_probs.shape[1])
+        return masked_cross_entropy(log_probs, tokens, counted)
+
+    def save_checkpoint(
+        self, path: str | Path, optimizer: Optimizer | None = None, epoch: int = 0, step: int = 0
+    ) -> None:
+        """Write weights, config, epoch, step, seed, counter and the optimizer's state, if it is given, to one file.
+
+        Raises ``CheckpointError`` if it cannot be written; what was there is then unchanged.
+        """
+        content = {
+            WEIGHTS: dict(self.state_dict()),
+            "config": self.cfg.to_dict(),
+            "epoch": int(epoch),
+            "step": int(step),
+            "seed": self.seed,
+            "counter": self.counter.tolist(),
+        }
+        write_file(path, content | ({OPTIMIZER: optimizer.state_dict()} if optimizer is not None else {}))
+
+    def load_checkpoint(
+        self, path: str | Path, optimizer: Optimizer | None = None, strict: bool = True
+    ) -> dict[str, int]:
+        """Take over a file's weights, seed and counter, and the optimizer's state; ``{"epoch": ..., "step": ...}``.
+
+        The config stays. ``strict=False`` passes over names that only one side has. Raises ``CheckpointError`` if the
+        file has no state for ``optimizer`` or does not fit.
+        """
+        content = read_file(path)
+        if optimizer is not None and OPTIMIZER not in content:
+            raise CheckpointError(f"{path}: has no state of an optimizer; leave optimizer= out.")
+        try:
+            self.load_state_dict(weights_of(content), strict)
+            if optimizer is not None:
+                optimizer.load_state_dict(content[OPTIMIZER])
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(f"{path}: does not fit: {' '.join(str(error).split())}") from error
+        self._set_draws(content)
+        return {"epoch": content["epoch"], "step": content["step"]}
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> _IncompatibleKeys:
+        """As ``nn.Module``'s, for our dotted paths or for the reference's names (told apart by their beginnings)."""
+        if not any(name.startswith(_REFERENCE) for name in state_dict):
+            return super().load_state_dict(state_dict, strict, assign)
+        missing, unexpected = [], []
+        if not strict:
+            have = nemo.to_state_dict(self.params, self.state, self.cfg)
+            missing = [name for name in have if name not in state_dict]
+            unexpected = [name for name in state_dict if name not in have]
+            state_dict = {name: state_dict.get(name, leaf) for name, leaf in have.items()}
+        params, state = nemo.from_state_dict(state_dict, self.cfg)
+        super().load_state_dict(flatten(params) | flatten(state), True, assign)
+        return _IncompatibleKeys(missing, unexpected)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def _draw(self, stream: int | None = None) -> Key:
+        """The key of the next draw; the mode says of which stream, unless it is given."""
+        stream = (TRAIN if self.training else VALID) if stream is None else stream
+        place = (TRAIN, VALID).index(stream)
+        root = random.fold_in(random.key(self.seed, device=self._device), stream)
+        key = random.fold_in(root, self.counter[place])
+        if not _transformed():
+            self.counter[place].add_(1)
+        # The trainer's other half mixes noise.
+        return random.split(key, 2)[1]
+
+    def _remember(self, state: State) -> None:
+        """Write the new batch statistics into the buffers, in training mode."""
+        if not self.training or _transformed():
+            return
+        with torch.no_grad():
+            have, new = flatten(self.state["encoder"]), flatten(state["encoder"])
+            for path, buffer in have.items():
+                buffer.copy_(new[path])
+
+    def _set_draws(self, content: Mapping[str, Any]) -> None:
+        self.seed = content.get("seed", self.seed)
+        if "counter" in content:
+            self.counter.copy_(torch.tensor(content["counter"]))
+
+
+def _copy(leaf: Tensor) -> Tensor:
+    return leaf.detach().clone()
+
+
+def _transformed() -> bool:
+    # PyTorch has no public question for active grad, vmap, jvp (2.11).
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()

@@ -1,0 +1,222 @@
+"""A run's checkpoints: the whole of its progress, so that it goes on to the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import isfinite
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from nest_fn.checkpoint import folder as checkpoint_files
+from nest_fn.checkpoint import retention as checkpoint_folder
+from nest_fn.config import Config
+from nest_fn.layers.tree import check_same, flatten, tree_map, unflatten
+from nest_fn.layers.types import Tensor
+from nest_fn.model import abstract
+from nest_fn.train.errors import CheckpointError, UsageError
+from nest_fn.train.step.metrics import Sums
+from nest_fn.train.step.optimizer import AdamState, MomentumState
+from nest_fn.train.step.step import TrainState, start_from
+
+from .run_folder import RunFolder
+
+# Settings that may change between parts of a run; the arithmetic of the steps to come is then what they say.
+_FREE = (
+    "trainer.max_steps", "trainer.log_every", "trainer.valid_every", "trainer.save_every", "trainer.keep_last",
+    "trainer.keep_best", "trainer.keep_every", "trainer.skip_nonfinite", "trainer.skip_norm",
+    "trainer.stop_on_collapse", "trainer.shard",
+    "trainer.device", "trainer.compile", "optim.lr", "optim.sched.max_steps",
+    "data.noise_budget_mb", "data.valid", "data.valid_shards", "data.root",
+    "data.train", "data.train_shards", "data.noise", "data.rir",  # where the data lies; what it is, the digest says
+)  # fmt: skip
+
+# Settings of the machine at hand, not of the run: they are not written into checkpoints.
+_LOCAL = (
+    "data.num_workers", "data.prefetch", "data.timeout_s", "data.check_files",
+    "trainer.threads", "trainer.rank_timeout_s", "trainer.collective_timeout_s",
+)  # fmt: skip
+
+
+class Saved(NamedTuple):
+    """What a checkpoint holds: the train state, the next position of the plan, and the window of metrics."""
+
+    ts: TrainState
+    epoch: int
+    batch: int
+    window: Sums
+    skipped: int = 0  # updates in a row that were left out because they were not finite
+    valid_loss: float | None = None  # of the validation at this very step, nats; goes out, and comes back as None
+
+
+def save(
+    cfg: Config, folder: RunFolder, saved: Saved, digest: str, warn: Callable[[str], None], passing: bool = False
+) -> bool:
+    """Write a checkpoint and drop old ones; whether it is there. A failure is told and leaves all as it was.
+
+    A ``passing`` one, made because a stop was asked for, goes with the next save and pushes no other one out, so that
+    an interrupted run keeps the same checkpoints as any other. It has no validation loss to be among the best by.
+    """
+    path = checkpoint_folder.step_path(folder.checkpoints, saved.ts.step)
+    scored = saved.valid_loss is not None and isfinite(saved.valid_loss) and not passing
+    extra = ({"passing": True} if passing else {}) | ({"valid_loss": saved.valid_loss} if scored else {})
+    try:
+        if not _stands(path, _meta(saved, digest) | extra):
+            write(cfg, path, saved, digest, extra)
+    except CheckpointError as error:
+        warn(f"step {saved.ts.step}: {error}")
+        return False
+    for other in checkpoint_folder.list_checkpoints(folder.checkpoints):
+        if other != path and _is_passing(other):
+            checkpoint_folder.discard(other)
+    if not passing:
+        keep = cfg.trainer
+        checkpoint_folder.prune(folder.checkpoints, keep.keep_last, keep.keep_best, keep.keep_every)
+    return True
+
+
+def write(cfg: Config, path: Path, saved: Saved, digest: str, extra: Mapping[str, Any]) -> None:
+    """Write a checkpoint with further values in its meta. Raises ``CheckpointError``."""
+    ts = saved.ts
+    trees = {"params": ts.params, "state": ts.state, "optimizer": _optimizer_tree(ts.opt_state), "ema": ts.ema}
+    trees["window"] = saved.window
+    checkpoint_files.write_checkpoint(path, trees, recorded(cfg), _meta(saved, digest) | dict(extra))
+
+
+def check_keeping(cfg: Config) -> None:
+    """Raise ``UsageError`` if the best checkpoints are wanted, and nothing says which are good."""
+    trainer = cfg.trainer
+    if trainer.keep_best > 0 and not cfg.data.valid:
+        raise UsageError(
+            f"trainer.keep_best is {trainer.keep_best} and data.valid names no manifest; the best checkpoints are "
+            "those of the lowest validation loss, so set data.valid, or trainer.keep_best=0."
+        )
+
+
+def _meta(saved: Saved, digest: str) -> dict[str, Any]:
+    place = {"step": saved.ts.step, "epoch": saved.epoch, "batch": saved.batch, "data_digest": digest}
+    return place | ({"skipped": saved.skipped} if saved.skipped else {})
+
+
+def _stands(path: Path, meta: Mapping[str, Any]) -> bool:
+    """Whether a whole checkpoint with this meta is there already."""
+    try:
+        return path.exists() and bool(checkpoint_files.verify(path)["meta"] == meta)
+    except CheckpointError:
+        return False
+
+
+def _is_passing(path: Path) -> bool:
+    try:
+        return bool(checkpoint_files.read_meta(path)["meta"].get("passing"))
+    except CheckpointError:
+        return False
+
+
+def recorded(cfg: Config) -> dict[str, Any]:
+    """The config as a checkpoint holds it, so that equal runs on different machines write equal bytes."""
+    settings = cfg.to_dict()
+    for path in _LOCAL:
+        section, key = path.split(".")
+        settings[section].pop(key, None)
+    return settings
+
+
+def restore(
+    cfg: Config, folder: RunFolder, digest: str, warn: Callable[[str], None], device: torch.device, resume: str,
+    allow_changes: bool,
+) -> Saved | None:  # fmt: skip
+    """The newest good checkpoint of the run, or None to start afresh. See ``loop.pretrain`` for ``resume``."""
+    present = checkpoint_folder.list_checkpoints(folder.checkpoints)
+    if resume == "never" and present:
+        raise CheckpointError(
+            f"run folder {folder.path} holds {len(present)} checkpoints; go on with --resume auto, or choose another."
+        )
+    if not present:
+        if resume == "must":
+            raise CheckpointError(f"run folder {folder.path} holds no checkpoint, and --resume must wants one.")
+        return None
+    path, problems = checkpoint_folder.newest_valid(folder.checkpoints)
+    for problem in problems:
+        if resume == "must":
+            raise CheckpointError(f"{problem.rstrip('.')}; --resume auto would take the one before it.")
+        warn(problem)
+    if path is None:
+        raise CheckpointError(f"run folder {folder.path}: no checkpoint is whole; choose another folder with --folder.")
+    return load(cfg, path, digest, warn, device, allow_changes)
+
+
+def load(
+    cfg: Config, path: Path, digest: str, warn: Callable[[str], None], device: torch.device, allow_changes: bool
+) -> Saved:
+    """The progress that one checkpoint holds, on ``device``. Raises ``CheckpointError``."""
+    trees, settings, meta = checkpoint_files.read_checkpoint(path)
+    if "data_digest" not in meta:
+        raise CheckpointError(
+            f"{path}: holds a model and no run, so none can go on from it; take it out of the folder."
+        )
+    _refuse_changes(cfg, settings, meta, digest, allow_changes, warn)
+    return _from_trees(cfg, tree_map(lambda leaf: leaf.to(device), trees), meta)
+
+
+def _from_trees(cfg: Config, trees: dict[str, Any], meta: dict[str, Any]) -> Saved:
+    try:
+        check_same("params", trees["params"], abstract(cfg)[0])
+        check_same("state", trees["state"], abstract(cfg)[1])
+        fresh = start_from(trees["params"], trees["state"], cfg)
+        check_same("optimizer", trees["optimizer"], _optimizer_tree(fresh.opt_state))
+    except ValueError as error:
+        raise CheckpointError(f"the checkpoint is of another model: {error}; no run can go on from it.") from error
+    opt_state = _optimizer_state(trees["optimizer"])
+    ema = (trees["ema"] or fresh.ema) if fresh.ema else {}
+    ts = TrainState(int(meta["step"]), trees["params"], trees["state"], opt_state, ema)
+    window = {name: leaf.to("cpu") for name, leaf in trees["window"].items()}
+    return Saved(ts, int(meta["epoch"]), int(meta["batch"]), window, int(meta.get("skipped", 0)))
+
+
+def _optimizer_tree(state: Any) -> dict[str, Any]:
+    """An optimizer's NamedTuple of leaves by path, as a tree."""
+    return {name: unflatten(part) if isinstance(part, dict) else part for name, part in state._asdict().items()}
+
+
+def _optimizer_state(tree: dict[str, Any]) -> AdamState | MomentumState:
+    def leaves(name: str) -> dict[str, Tensor]:
+        return flatten(tree[name])
+
+    if "mean" in tree:
+        return AdamState(tree["updates"], leaves("mean"), leaves("square"))
+    return MomentumState(tree["updates"], leaves("velocity"))
+
+
+def _completed(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's settings with those that its version did not know: what they are now by default is what it did."""
+    whole = {**defaults, **settings}
+    for name, value in settings.items():
+        default = defaults.get(name)
+        if isinstance(value, dict) and isinstance(default, dict):
+            whole[name] = _completed(value, default)
+    return whole
+
+
+def _refuse_changes(
+    cfg: Config, settings: dict[str, Any], meta: dict[str, Any], digest: str, allow: bool, warn: Callable[[str], None]
+) -> None:
+    """Compare config and data with those of the checkpoint, key by key."""
+    then, now = flatten(_completed(settings, recorded(Config()))), flatten(recorded(cfg))
+    changed = [
+        f"{key}: was {then.get(key)!r}, is {now.get(key)!r}"
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key) != now.get(key) and not any(key == free or key.startswith(free + ".") for free in _FREE)
+    ]
+    if meta["data_digest"] != digest:
+        changed.append("data: the manifests or the batching are not those of the checkpoint")
+    if not changed:
+        return
+    text = "; ".join(changed)
+    if not allow:
+        raise CheckpointError(
+            f"the run in this folder was started otherwise: {text}. Choose another folder with --folder, "
+            "or go on all the same with --allow-changes."
+        )
+    warn(f"going on with changes, so the run is no longer one: {text}")

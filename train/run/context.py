@@ -1,0 +1,176 @@
+"""What does not change during a run: settings, data, device, streams of the root key, and who is told."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import lcm
+from typing import Any, Protocol
+
+import torch
+
+from nest_fn.config import Config
+from nest_fn.layers import random
+from nest_fn.layers.tree import count, flatten
+from nest_fn.layers.types import Key, Tensor
+from nest_fn.model import abstract
+from nest_fn.train.augment.reverb import load_rooms
+from nest_fn.train.data.dataset import Dataset, open_dataset
+from nest_fn.train.distributed.collectives import Ranks
+from nest_fn.train.distributed.launch import SINGLE, Job
+from nest_fn.train.distributed.sharding import WHOLE, Sharding, make_sharding
+from nest_fn.train.errors import UsageError
+
+from .device import keep_freed_memory
+from .run_folder import RunFolder
+from .tensorboard import Board
+
+# Streams of the root key.
+INIT, TRAIN, VALID = 0, 1, 2
+
+
+class Reporter(Protocol):
+    """Who tells a person how the run goes; the command line has one that prints."""
+
+    def say(self, text: str) -> None:
+        """A line of information."""
+
+    def warn(self, text: str) -> None:
+        """A line that asks for attention."""
+
+    def progress(self, step: int, total: int, values: Mapping[str, Any]) -> None:
+        """A step was made and measured."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What does not change: settings, data, device, and who is told."""
+
+    cfg: Config
+    folder: RunFolder
+    board: Board
+    reporter: Reporter
+    train: Dataset
+    valid: Dataset | None
+    rirs: Tensor | None
+    device: torch.device
+    key: Key
+    voice: Reporter  # heard on every rank; ``reporter`` on rank 0 alone
+    job: Job = SINGLE
+    sharding: Sharding = WHOLE
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes of the run."""
+        return self.job.ranks
+
+    @property
+    def digest(self) -> str:
+        """Of all the data that training depends on."""
+        if self.rirs is None:
+            return self.train.digest
+        return hashlib.sha256(self.train.digest.encode() + self.rirs.cpu().numpy().tobytes()).hexdigest()
+
+    def told(self, problem: str) -> None:
+        """A warning that this rank alone can give."""
+        self.voice.warn(problem if self.ranks.alone else f"rank {self.ranks.rank}: {problem}")
+
+    def record(self, line: Mapping[str, Any]) -> None:
+        """A line of metrics to the file, to TensorBoard, to a person. A disk that takes none ends no run."""
+        if not self.ranks.first:
+            return
+        try:
+            self.folder.append(line)
+            self.board.add(line)
+        except OSError as error:
+            name = os.fsdecode(error.filename or self.folder.metrics)
+            self.reporter.warn(f"step {line['step']}: {name}: its line of metrics is lost: {error.strerror}.")
+        self.reporter.progress(line["step"], self.cfg.trainer.max_steps, line)
+
+
+class Muted:
+    """The reporter of a rank that leaves talking to rank 0."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def warn(self, text: str) -> None:
+        """Nothing."""
+
+    def progress(self, step: int, total: int, values: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+
+def choose_device(name: str, job: Job | None = None) -> torch.device:
+    """``auto`` is CUDA where there is one, for each rank one's own. Raises ``UsageError`` for one that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and job is not None and not job.ranks.alone:
+        name = f"cuda:{job.local_rank}"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"trainer.device is {name}, this machine has {torch.cuda.device_count()} CUDA devices; "
+                         "nest-fn doctor shows them")  # fmt: skip
+    return device
+
+
+def compiled(cfg: Config, device: torch.device) -> bool:
+    """``auto`` compiles where CUDA is; on a CPU eager is as fast and starts at once."""
+    return cfg.trainer.compile == "on" or (cfg.trainer.compile == "auto" and device.type == "cuda")
+
+
+def open_run(cfg: Config, folder: RunFolder, reporter: Reporter, job: Job = SINGLE) -> Run:
+    """Read the data and choose the device. Raises ``DataError``, ``UsageError``."""
+    device = choose_device(cfg.trainer.device, job)
+    if device.type == "cuda" and not job.ranks.alone:
+        torch.cuda.set_device(device)  # NCCL wants to know
+    if cfg.trainer.threads > 0:
+        torch.set_num_threads(cfg.trainer.threads)
+    if device.type == "cpu":
+        keep_freed_memory()
+    if cfg.trainer.deterministic:
+        torch.use_deterministic_algorithms(True)
+    seed, rate = cfg.trainer.seed, cfg.sample_rate
+    train = open_dataset(cfg.data, seed, split="train", sample_rate=rate)
+    valid = open_dataset(cfg.data, seed, split="valid", sample_rate=rate) if cfg.data.valid else None
+    rirs = load_rooms(cfg.data, rate)
+    rirs = None if rirs is None else rirs.to(device)
+    board = Board(folder.path / "tensorboard")
+    cut = make_sharding(flatten(abstract(cfg)[0]), job.ranks, device) if cfg.trainer.shard else Sharding(job.ranks)
+    key = random.key(seed, device=device)
+    speaker = reporter if job.ranks.first else Muted()
+    return Run(cfg, folder, board, speaker, train, valid, rirs, device, key, reporter, job, cut)
+
+
+def data_record(run: Run) -> dict[str, Any]:
+    """Which files the run reads, and their digests."""
+    record: dict[str, Any] = {"train": {"files": list(run.train.manifest.files), "digest": run.train.digest}}
+    if run.valid is not None:
+        record["valid"] = {"files": list(run.valid.manifest.files), "digest": run.valid.digest}
+    return record
+
+
+def announce(run: Run) -> None:
+    """Tell what is about to be trained, on what, and what is odd about it."""
+    say, cfg = run.reporter.say, run.cfg
+    plan = run.train.plan(0)
+    hours = float(run.train.manifest.duration.sum()) / 3600
+    say(
+        f"{count(abstract(run.cfg)[0]):,} parameters; {len(run.train.manifest):,} utterances, {hours:.2f} hours, "
+        f"{len(plan)} batches an epoch of up to {cfg.data.batch_seconds:g} s, "
+        f"padding efficiency {plan.efficiency(run.train.length):.3f}"
+    )
+    mode = "compiled" if compiled(cfg, run.device) else "eager"
+    say(f"{run.device.type}, {cfg.trainer.precision}, {mode}; run folder {run.folder.path}")
+    for rule, dropped in run.train.manifest.dropped:
+        say(f"left out: {dropped:,} utterances {rule}")
+    for remark in cfg.advice:
+        run.reporter.warn(remark)
+    if not run.ranks.alone:
+        held = f"each holds 1/{run.ranks.world} of the parameters" if run.sharding.cut else "each holds all parameters"
+        say(f"{run.ranks.world} ranks; {held}")
+    rows, parts = cfg.data.row_multiple, cfg.trainer.accumulate * run.ranks.world
+    if rows % parts:
+        run.reporter.warn(f"ranks and micro-batches get empty rows; data.row_multiple={lcm(rows, parts)} spares them")

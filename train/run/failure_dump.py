@@ -1,0 +1,92 @@
+"""A step that failed: what is left behind for ``nest-fn replay``, and what is said.
+
+RUN/failures/step_00000123/ is a checkpoint of the state before the update, 123 updates done, whose meta also holds the
+step's key, utterances, loss, gradient norm, and the parameters whose gradient is not finite. Nothing in
+RUN/checkpoints/ is touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nest_fn.checkpoint import retention as checkpoint_folder
+from nest_fn.config import Config
+from nest_fn.layers.types import Key
+from nest_fn.train.data.dataset import RawBatch
+from nest_fn.train.errors import CheckpointError, MemoryExhausted, NonFiniteError
+from nest_fn.train.step.step import RefusedUpdate
+
+from .checkpoints import Saved, write
+from .context import Run
+
+SHOWN = 20  # utterances and parameters that a message names
+
+
+def failures_folder(run: str | Path) -> Path:
+    """``RUN/failures``."""
+    return Path(run) / "failures"
+
+
+def named(names: list[str]) -> str:
+    """The first names that are not empty, and how many there are more."""
+    names = [name for name in names if name]
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def utterances(run: Run, raw: RawBatch) -> list[str]:
+    """Those of a batch, on all ranks."""
+    index = run.train.plan(raw["epoch"]).batch(raw["batch"]).index
+    return [run.train.manifest.identity(i) for i in index.tolist() if i >= 0]
+
+
+def failure(run: Run, saved: Saved, raw: RawBatch, key: Key, refused: RefusedUpdate) -> NonFiniteError:
+    """The error that ends a run at an update that cannot be made, with the state before it written down.
+
+    ``saved`` points at the batch of the update; ``key`` is the step's. A dump that fails is told in the error.
+    """
+    path = checkpoint_folder.step_path(failures_folder(run.folder.path), saved.ts.step)
+    names = utterances(run, raw)
+    extra = {
+        "key": key.tolist(), "utterances": names, "loss": str(refused.loss),
+        "grad_norm": str(refused.norm), "gradients_not_finite": refused.wrong,
+    }  # fmt: skip
+    advice = f"The state before it is in {path}; nest-fn replay {run.folder.path} {saved.ts.step} looks into it."
+    try:
+        if run.ranks.first:
+            write(run.cfg, path, saved, run.digest, extra)
+    except (CheckpointError, OSError) as error:
+        advice = f"The state before it could not be written down: {error}"
+    parameters = f"\n  gradients not finite: {named(refused.wrong)}" if refused.wrong else ""
+    return NonFiniteError(
+        f"{refused} Lower optim.lr, set trainer.clip_norm, allow trainer.skip_nonfinite, or look at the batch.\n"
+        f"  utterances: {named(names)}{parameters}\n  {advice}"
+    )
+
+
+@contextmanager
+def memory_told(raw: RawBatch, cfg: Config, device: torch.device) -> Iterator[None]:
+    """Turn an allocator's error inside of the block into ``MemoryExhausted`` with the batch's shape."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        if not is_memory(error):
+            raise
+        rows, samples = raw["audio"].shape
+        peak = f", peak {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB" if device.type == "cuda" else ""
+        raise MemoryExhausted(
+            f"out of memory on {device} in a batch of {rows} x {samples / cfg.sample_rate:.2f} s{peak}: lower "
+            f"data.batch_seconds ({cfg.data.batch_seconds:g}) or data.max_duration, or raise trainer.accumulate "
+            f"({cfg.trainer.accumulate}), and resume with --allow-changes. nest-fn pretrain --dry-run tries the "
+            f"largest batch.\n  utterances: {named(raw['ids'])}"
+        ) from None
+
+
+def is_memory(error: Any) -> bool:
+    """Whether an error says that memory ran out; PyTorch has no type for it on a CPU."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

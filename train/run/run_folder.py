@@ -1,0 +1,119 @@
+"""The folder of a run: what it was started with, what it measured, what it saved.
+
+config.yaml  command.txt  environment.json  data.json  metrics.jsonl  log.txt  checkpoints/step_00001000/
+
+log.txt holds all that was said and warned, with the time, over all resumes; what another rank alone has to say, or ends
+with, is in its log_rank1.txt. What a full disk does not take is missing there, and counted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import nest_fn
+from nest_fn.config import Config
+from nest_fn.config.writer import to_text
+from nest_fn.files.inputs import read_plain
+from nest_fn.files.lock import Lock
+from nest_fn.train.appending import append_whole
+from nest_fn.train.errors import CheckpointError, UsageError
+
+
+class RunFolder:
+    """Paths of a run, its lock, and its metrics file."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self._lock = Lock(self.path / "lock")
+
+    def open(self) -> None:
+        """Make the folder and lock it. Raises ``UsageError`` if it cannot be written, ``CheckpointError`` if held."""
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            holder = self._lock.take()
+        except OSError as error:
+            raise UsageError(f"run folder {self.path}: {error.strerror}; choose another with --folder.") from error
+        if holder is not None:
+            raise CheckpointError(
+                f"run folder {self.path}: {holder} is writing here; stop it, or choose another with --folder."
+            )
+
+    def close(self) -> None:
+        """Give the lock back."""
+        self._lock.release()
+
+    def describe(self, cfg: Config, command: list[str], data: Mapping[str, Any]) -> None:
+        """Write down what the run was started with."""
+        (self.path / "config.yaml").write_text(to_text(cfg.to_dict()), encoding="utf-8")
+        (self.path / "command.txt").write_bytes(os.fsencode(" ".join(command) + "\n"))  # paths may be no UTF-8
+        (self.path / "environment.json").write_text(json.dumps(environment(), indent=1) + "\n")
+        (self.path / "data.json").write_text(json.dumps(data, indent=1) + "\n")
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """One line of metrics, flushed; the whole of it or nothing. Raises ``OSError`` if it cannot be written."""
+        append_whole(self.metrics, (json.dumps(line) + "\n").encode())
+
+    def log(self, rank: int) -> Path:
+        """Where a rank writes down what it says."""
+        return self.path / ("log.txt" if rank == 0 else f"log_rank{rank}.txt")
+
+    def validation(self, step: int) -> dict[str, float] | None:
+        """What the metrics say of the validation of ``step``, None if there was none."""
+        lines = (line for _, line in self._lines() if line.get("step") == step)
+        return next((line["valid"] for line in lines if isinstance(line.get("valid"), dict)), None)
+
+    def cut_metrics(self, step: int) -> None:
+        """Drop what comes after the last line of ``step`` or before: a resumed run writes it again.
+
+        Bytes before that which are no line of metrics stay as they are.
+        """
+        lines = self._lines()
+        if not lines:
+            return
+        past = [number for number, (_, line) in enumerate(lines, 1) if _whole(line.get("step"), step)]
+        temporary = self.metrics.with_suffix(".tmp")
+        temporary.write_bytes(b"".join(raw for raw, _ in lines[: max(past, default=0)]))
+        temporary.replace(self.metrics)
+
+    def _lines(self) -> list[tuple[bytes, dict[str, Any]]]:
+        """Each line of the metrics, as bytes and as read; a damaged one reads as nothing."""
+        if not self.metrics.exists():
+            return []
+        return [(raw + b"\n", _read_line(raw)) for raw in read_plain(self.metrics).split(b"\n") if raw]
+
+
+def _read_line(raw: bytes) -> dict[str, Any]:
+    try:
+        line = json.loads(raw)
+    except (ValueError, RecursionError):
+        return {}
+    return line if isinstance(line, dict) else {}
+
+
+def _whole(value: Any, most: int) -> bool:
+    return isinstance(value, int) and value <= most
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and devices, for the record."""
+    return {
+        "nest_fn": nest_fn.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "devices": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "executable": sys.executable,
+    }

@@ -1,0 +1,1 @@
+"""One training step, pure: gradients, optimizer, schedule, metrics, evaluation."""

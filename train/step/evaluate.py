@@ -1,0 +1,73 @@
+"""Validation with fixed masks and fixed noise: its loss is comparable from pass to pass and run to run (spec Q46)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+
+from nest_fn.config import Config
+from nest_fn.layers.lengths import valid_mask
+from nest_fn.layers.types import Key, Params, State, Tensor
+from nest_fn.losses import token_mask
+from nest_fn.model import forward, token_histogram
+from nest_fn.train.augment.mixing import augment, split_key
+from nest_fn.train.distributed.collectives import ALONE, Ranks
+
+from .metrics import Sums, add, report
+
+Evaluate = Callable[[Params, State, Mapping[str, Any], Key], Sums]
+
+
+def make_evaluate(cfg: Config, rirs: Tensor | None = None) -> Evaluate:
+    """``evaluate(params, state, raw, key) -> sums`` over one batch, without dropout and with running statistics.
+
+    Beside the training metrics it counts the unmasked tokens and how many of these are right. ``rirs`` float ``[R, L]``
+    are room responses for ``data.augment.rir_prob``.
+    """
+
+    @torch.no_grad()
+    def evaluate(params: Params, state: State, raw: Mapping[str, Any], key: Key) -> Sums:
+        mixing, model = split_key(key)
+        batch = augment(raw, cfg.data.augment, mixing, rirs, pool=raw.get("pool"))
+        batch["row"] = raw["utterance"]
+        output, _ = forward(params, state, batch, cfg, key=model, train=False)
+        log_probs = output.log_probs if output.log_probs.ndim == 4 else output.log_probs[..., None]
+        tokens = output.tokens if output.tokens.ndim == 3 else output.tokens[..., None]
+        valid = valid_mask(output.encoded_len, tokens.shape[1]) & (batch["weight"] > 0)[:, None]
+        masked = token_mask(output.masks[:, 0] > 0.5, cfg.loss) & valid
+        losses = -log_probs.gather(2, tokens[:, :, None, :])[:, :, 0].float()
+        right = log_probs.argmax(dim=2) == tokens
+        return {
+            "loss_sum": torch.where(masked[..., None], losses, 0.0).sum(),
+            "masked_tokens": masked.sum() * tokens.shape[2],
+            "correct": (right & masked[..., None]).sum(),
+            "unmasked_tokens": (valid & ~masked).sum() * tokens.shape[2],
+            "unmasked_correct": (right & (valid & ~masked)[..., None]).sum(),
+            "overflow": torch.zeros((), dtype=torch.int64),
+            "valid_tokens": valid.sum(),
+            "token_counts": token_histogram(tokens, valid, cfg.num_classes),
+            "masked_token_counts": token_histogram(tokens, masked, cfg.num_classes),
+        }
+
+    return evaluate
+
+
+def validate(
+    evaluate: Evaluate, params: Params, state: State, batches: Iterable[Mapping[str, Any]], key: Key,
+    ranks: Ranks = ALONE,
+) -> dict[str, float]:  # fmt: skip
+    """The report over all batches of all ranks, with ``unmasked_accuracy``. The same key gives the same masks.
+
+    Empty if there is no batch.
+    """
+    window: Sums = {}
+    for raw in batches:
+        window = add(window, evaluate(params, state, raw, key))
+    if not window:
+        return {}
+    window = ranks.total(window)
+    return report(window) | {
+        "unmasked_accuracy": float(window["unmasked_correct"] / window["unmasked_tokens"].clamp(min=1))
+    }
