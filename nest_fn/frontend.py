@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 import torchaudio.functional as audio_functional
 
+from .arguments import check_preprocessor, check_tensor
 from .config.model import PreprocessorConfig
 from .layers import random
 from .layers.lengths import check_lengths, valid_mask
@@ -42,6 +43,8 @@ def log_mel(
 
     Raises ``ValueError`` or ``TypeError`` for wrong shapes, dtypes and settings, and for a missing ``key``.
     """
+    check_preprocessor("log_mel", cfg)
+    check_tensor("log_mel: audio", audio)
     _check_config(cfg)
     x = _as_float(audio)
     check_lengths("log_mel", audio, audio_len)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from nest_fn.layers.types import Params, State, Tensor
 
+from .arguments import check_trees
 from .config import Config
 from .encoder import encode_frames, subsample_features
 from .frontend import log_mel
@@ -20,6 +21,7 @@ def features(
     in evaluation mode: no dropout, running statistics, so that a row does not depend on its batch. Frames beyond a
     length hold values, not zeros.
     """
+    check_trees("features", cfg, params, state, "params.encoder.subsampling", "state.encoder.layers")
     chosen = layer_numbers(cfg.encoder.n_layers, layers)
     mel, frames = log_mel(audio, lengths, cfg.preprocessor)
     x, short = subsample_features(params["encoder"], mel, frames, cfg.encoder)

@@ -25,6 +25,7 @@ from nest_fn.layers.tree import tree_map
 from nest_fn.layers.types import Gather, Key, Params, State, Tensor
 
 from . import encoder as encoders
+from .arguments import check_config, check_tensor, check_trees
 from .config import Config
 from .decoder import init_decoder, log_probs
 from .encoder import encode_frames, init_encoder, subsample_features
@@ -61,6 +62,7 @@ def init(key: Key, cfg: Config) -> tuple[Params, State]:
     ``params`` holds ``encoder``, ``decoder`` (and ``masking`` if its embedding is trained); ``state`` holds ``encoder``
     (batch statistics), the frozen ``quantizer`` and ``masking``.
     """
+    check_config("init", cfg)
     random.check_one_key(key, "init: key")
     encoder_key, decoder_key, quantizer_key, masking_key = random.split(key, 4)
     with key.device:
@@ -77,11 +79,14 @@ def init(key: Key, cfg: Config) -> tuple[Params, State]:
 
 def abstract(cfg: Config) -> tuple[Params, State]:
     """The trees of ``init`` on the meta device: names, shapes and dtypes without numbers, at no cost."""
+    check_config("abstract", cfg)
     return init(random.key(0, device="meta"), cfg)
 
 
 def quantize(state: State, features: Tensor, cfg: Config) -> Tensor:
     """Target tokens ``[B, T, K]`` of clean features ``[B, M, F]`` (of subsampled ``[B, D, T]`` under post_conv)."""
+    check_trees("quantize", cfg, None, state, "state.quantizer")
+    check_tensor("quantize: features", features)
     return quantize_features(state["quantizer"], features, cfg.quantizer)
 
 
@@ -90,6 +95,8 @@ def encode(
     key: Key | None = None, train: bool = False, rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, State]:  # fmt: skip
     """Features ``[B, M, F]``, lengths in frames -> encoded ``[B, D, T]``, lengths in encoder frames, new state."""
+    check_trees("encode", cfg, params, state, "params.encoder.subsampling", "state.encoder.layers")
+    check_tensor("encode: features", features)
     encoded, lengths, encoder_state = encoders.encode(
         params["encoder"], state["encoder"], features, lengths, cfg.encoder, key=key, train=train, rows=rows
     )
@@ -104,6 +111,7 @@ def forward(
 
     ``mask``, a bool ``[B, F]`` (``[B, T]`` under post_conv), replaces the draw; else ``apply_mask=True`` needs ``key``.
     """
+    check_trees("forward", cfg, params, state, *_WANTED)
     check_batch(batch)
     seen = _see(params, state, batch, cfg, key=key, train=train, apply_mask=apply_mask, mask=mask)
     width = cfg.masking.feat_in or 0
@@ -136,6 +144,7 @@ def loss_sum(
     ``valid_tokens``, ``overflow`` (masked tokens beyond ``loss.capacity``), and counts of each class among valid and
     masked targets, ``token_counts`` and ``masked_token_counts [K, C]``.
     """
+    check_trees("loss", cfg, params, state, *_WANTED)
     check_batch(batch)
     seen = _see(params, state, batch, cfg, key=key, train=train, apply_mask=True, mask=mask, gather=gather)
     counted = token_mask(seen.mask, cfg.loss)
@@ -236,6 +245,7 @@ def _mask(mask: Tensor | None, apply_mask: bool, key: Key | None, lengths: Tenso
     """The given mask, a drawn one, or none at all: bool ``[B, frames]``."""
     shape = (lengths.shape[0], frames)
     if mask is not None:
+        check_tensor("forward: mask", mask)
         if tuple(mask.shape) != shape or mask.dtype != torch.bool:
             raise ValueError(f"forward: mask is {mask.dtype} {list(mask.shape)}; want bool {list(shape)}.")
         return mask
@@ -257,6 +267,7 @@ def token_histogram(tokens: Tensor, counted: Tensor, classes: int) -> Tensor:
 
 
 _INSTEAD = {"audio": "features", "noisy_audio": "noisy_features"}
+_WANTED = ("params.encoder.subsampling", "params.decoder", "state.encoder.layers", "state.quantizer")
 
 
 def check_batch(batch: Any) -> None:
@@ -268,6 +279,8 @@ def check_batch(batch: Any) -> None:
     missing = [name for one in given for name in (one, f"{one}_len") if name not in batch]
     if missing:
         raise ValueError(f"batch: {', '.join(missing)} missing; it has {', '.join(sorted(batch)) or 'nothing'}.")
+    for name in (*given, *(f"{one}_len" for one in given), *batch.keys() & {"row", "weight"}):
+        check_tensor(f"batch: {name}", batch[name])
     twice = [name for name, other in _INSTEAD.items() if name in batch and other in batch]
     if twice:
         raise ValueError(f"batch: has both {twice[0]} and {_INSTEAD[twice[0]]}; keep one.")

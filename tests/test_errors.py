@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from nest_fn import Config, encode, fold_in, forward, init, key, log_mel, loss, quantize, split
+from nest_fn import Config, encode, fold_in, forward, hidden_states, init, key, log_mel, loss, quantize, split
+from nest_fn.checkpoint import model_files
 from nest_fn.interop import nemo
 from nest_fn.layers import random
 from nest_fn.layers.attention import attention, init_attention
@@ -147,6 +148,51 @@ MODEL: dict[str, tuple[Call, str]] = {
     "init, many keys": (
         lambda: init(split(K, 3), model()[2]),
         r"init: key: want one key \[2\], got \[3, 2\]; pass one of them",
+    ),
+    "init, config": (
+        lambda: init(K, "tiny"),  # type: ignore[arg-type]
+        r"init: cfg is the text 'tiny'; pass a Config, such as Config.preset\('tiny'\)",
+    ),
+    "log_mel, config": (
+        lambda: log_mel(AUDIO, SAMPLES, model()[2]),  # type: ignore[arg-type]
+        "log_mel: cfg is a Config; pass the section preprocessor",
+    ),
+    "log_mel, numpy": (lambda: mel(AUDIO.numpy()), r"log_mel: audio is a ndarray; pass a tensor, torch.from_numpy"),
+    "loss, numpy": (
+        lambda: seen(loss, batch(audio=AUDIO.numpy()), key=K),
+        r"batch: audio is a ndarray; pass a tensor, torch.from_numpy",
+    ),
+    "loss, swapped": (
+        lambda: loss(*model()[1::-1], batch(), model()[2], key=K),
+        "loss: params holds quantizer, as state does; pass params first and state second",
+    ),
+    "encode, config": (
+        lambda: encode(*model()[:2], FEATURES, FRAMES, "tiny"),  # type: ignore[arg-type]
+        "encode: cfg is the text 'tiny'",
+    ),
+    "encode, swapped": (
+        lambda: encode(*model()[1::-1], FEATURES, FRAMES, model()[2]),
+        "encode: params holds quantizer, as state does",
+    ),
+    "features, swapped": (
+        lambda: hidden_states.features(*model()[1::-1], AUDIO, SAMPLES, model()[2]),
+        "features: params holds quantizer, as state does",
+    ),
+    "quantize, params": (
+        lambda: quantize(model()[0], FEATURES, model()[2]),
+        "quantize: state holds decoder, as params does",
+    ),
+    "forward, part": (
+        lambda: forward({"encoder": {}, "decoder": {}}, model()[1], batch(), model()[2]),
+        "forward: params.encoder.subsampling is missing, params holds encoder, decoder; pass what init",
+    ),
+    "forward, no tree": (
+        lambda: forward(None, model()[1], batch(), model()[2]),  # type: ignore[arg-type]
+        "forward: params is a NoneType; pass the nested dict",
+    ),
+    "save, config": (
+        lambda: model_files.check_trees("save", *model()[:2], "tiny"),  # type: ignore[arg-type]
+        "save: cfg is the text 'tiny'",
     ),
     "log_mel, rank": (lambda: mel(AUDIO[0]), r"log_mel: audio wants \[B, N\], got \[16000\]; add a batch axis"),
     "log_mel, dtype": (

@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from nest_fn.arguments import check_trees as check_arguments
 from nest_fn.config import Config, ConfigError
 from nest_fn.config.parse.yaml_io import parse
 from nest_fn.config.writer import to_text
@@ -106,6 +107,7 @@ def check_trees(what: str, params: Params, state: State, cfg: Config) -> None:
 
     Dtypes are free: a model may be kept in half precision.
     """
+    check_arguments(what, cfg, params, state, "params", "state")
     trees = {"params": params, "state": state}
     template = dict(zip(trees, abstract(cfg), strict=True))
     wanted, given = flatten(template), flatten(trees)
