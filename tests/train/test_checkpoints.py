@@ -14,8 +14,8 @@ from nest_fn.layers import random
 from nest_fn.layers.tree import flatten
 from nest_fn.layers.types import Tensor
 from nest_fn.train.errors import CheckpointError
-from nest_fn.train.run.checkpoints import Saved, _completed, recorded, restore, save
-from nest_fn.train.run.run_folder import RunFolder
+from nest_fn.train.run.record.checkpoints import Saved, _completed, recorded, restore, save
+from nest_fn.train.run.record.run_folder import RunFolder
 from nest_fn.train.step.step import TrainState, init_train_state
 
 CPU = torch.device("cpu")

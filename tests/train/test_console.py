@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nest_fn.train.cli.console import ConsoleReporter
-from nest_fn.train.report import bar, clock, sentence
+from nest_fn.train.run.record.sentences import bar, clock, sentence
 
 
 class Terminal(io.StringIO):

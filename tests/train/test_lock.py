@@ -12,7 +12,7 @@ import pytest
 
 from nest_fn.files.lock import Lock
 from nest_fn.train.errors import CheckpointError
-from nest_fn.train.run.run_folder import RunFolder
+from nest_fn.train.run.record.run_folder import RunFolder
 
 HOLD = """
 import pathlib, sys

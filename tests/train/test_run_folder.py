@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from nest_fn.train.run.run_folder import RunFolder
+from nest_fn.train.run.record.run_folder import RunFolder
 from tests import unprivileged
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import resource, sys
-from nest_fn.train.run.run_folder import RunFolder
+from nest_fn.train.run.record.run_folder import RunFolder
 
 folder = RunFolder(sys.argv[1])
 folder.open()

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from nest_fn.train.data.corpus.audio import read_audio
 from nest_fn.train.data.corpus.manifest import load_manifest, write_manifest
 from nest_fn.train.data.corpus.shard_index import expand_pattern, index_shards, write_shards
+from nest_fn.train.data.corpus.tar import tar_members
 from nest_fn.train.data.corpus.wav import Span, write_wav
 from nest_fn.train.errors import DataError
-from nest_fn.train.tar import tar_members
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real recordings of ../shared/data are absent")

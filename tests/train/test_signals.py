@@ -17,7 +17,7 @@ import pytest
 from nest_fn.checkpoint.folder import read_meta
 from nest_fn.train.cli.main import _parser, main, read_config
 from nest_fn.train.run.loop import pretrain
-from nest_fn.train.run.run_folder import RunFolder
+from nest_fn.train.run.record.run_folder import RunFolder
 
 from .conftest import Corpus
 from .test_pretrain import checkpoints, metrics, started, until, words

@@ -7,8 +7,9 @@ import time
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from nest_fn.train.console import Console
-from nest_fn.train.report import bar, sentence
+from nest_fn.train.run.record.sentences import bar, sentence
+
+from .stream import Console
 
 
 class ConsoleReporter:

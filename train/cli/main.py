@@ -15,10 +15,10 @@ from nest_fn.config import Config, ConfigError
 from nest_fn.config.writer import to_text
 from nest_fn.files.quoting import shown
 from nest_fn.layers.tree import flatten
-from nest_fn.train.console import Console, finish_standard_streams, open_standard_streams, tell
 from nest_fn.train.errors import EXIT_FAILURE, EXIT_PIPE, NestError, UsageError, exit_code, words
 
 from . import option_types
+from .stream import Console, finish_standard_streams, open_standard_streams, tell
 
 EPILOG = """exit codes: 0 done, 1 failure, 2 usage or config, 3 data, 4 checkpoint, 5 not finite, 6 distributed,
 75 saved after a signal, as SIGTERM, SIGUSR1 or SIGHUP (start again to go on), 130 Ctrl-C, 141 results were not wholly
@@ -161,7 +161,7 @@ def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
 def _pretrain(args: argparse.Namespace) -> int:
     from nest_fn.train.distributed.launch import joined
     from nest_fn.train.run.loop import pretrain
-    from nest_fn.train.run.run_folder import RunFolder
+    from nest_fn.train.run.record.run_folder import RunFolder
 
     from .console import ConsoleReporter
 

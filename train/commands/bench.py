@@ -26,7 +26,7 @@ from nest_fn.layers.tree import flatten
 from nest_fn.masking import apply_mask, draw_mask
 from nest_fn.quantizer import quantize_features
 from nest_fn.train.run.device import keep_freed_memory
-from nest_fn.train.run.run_folder import environment
+from nest_fn.train.run.record.run_folder import environment
 from nest_fn.train.step.optimizer import make_optimizer
 from nest_fn.train.step.step import init_train_state, make_step, training_loss, value_and_grad
 

@@ -29,7 +29,7 @@ from nest_fn.train.downstream.linear_probe import (
 )
 from nest_fn.train.run.context import INIT, Reporter
 from nest_fn.train.run.loop import pretrain
-from nest_fn.train.run.run_folder import RunFolder
+from nest_fn.train.run.record.run_folder import RunFolder
 
 PHONE_NAMES = list(PHONES)
 Maker = Callable[[Tensor, Tensor], list[Tensor]]

@@ -28,10 +28,10 @@ from nest_fn.losses import token_mask
 from nest_fn.model import forward
 from nest_fn.train.data.dataset import RawBatch, batches
 from nest_fn.train.errors import CheckpointError, UsageError
-from nest_fn.train.run.checkpoints import Saved, load
 from nest_fn.train.run.context import TRAIN, Reporter, Run, compiled, open_run
 from nest_fn.train.run.failure_dump import failures_folder, memory_told, named
-from nest_fn.train.run.run_folder import RunFolder
+from nest_fn.train.run.record.checkpoints import Saved, load
+from nest_fn.train.run.record.run_folder import RunFolder
 from nest_fn.train.step import metrics as measures
 from nest_fn.train.step.micro_batches import micro_batches, to_device
 from nest_fn.train.step.step import RefusedUpdate, TrainState, cast, make_step, mixed, training_loss

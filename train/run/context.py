@@ -24,8 +24,8 @@ from nest_fn.train.distributed.sharding import WHOLE, Sharding, make_sharding
 from nest_fn.train.errors import UsageError
 
 from .device import keep_freed_memory
-from .run_folder import RunFolder
-from .tensorboard import Board
+from .record.run_folder import RunFolder
+from .record.tensorboard import Board
 
 # Streams of the root key.
 INIT, TRAIN, VALID = 0, 1, 2

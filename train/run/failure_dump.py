@@ -21,8 +21,8 @@ from nest_fn.train.data.dataset import RawBatch
 from nest_fn.train.errors import CheckpointError, MemoryExhausted, NonFiniteError
 from nest_fn.train.step.step import RefusedUpdate
 
-from .checkpoints import Saved, write
 from .context import Run
+from .record.checkpoints import Saved, write
 
 SHOWN = 20  # utterances and parameters that a message names
 

@@ -16,18 +16,18 @@ from nest_fn.layers.types import Key, Tensor
 from nest_fn.train.augment.speaker_exchange import gather_mates
 from nest_fn.train.data.dataset import Dataset, RawBatch, batches
 from nest_fn.train.distributed.launch import SINGLE, Job, code_digest
-from nest_fn.train.endings import collapsed, fetched, saved_at_the_end, stopped, unsaved
-from nest_fn.train.log_file import logged
-from nest_fn.train.progress import Progress, due, save_due, save_progress
 from nest_fn.train.step import metrics as measures
 from nest_fn.train.step.evaluate import make_evaluate, validate
 from nest_fn.train.step.micro_batches import micro_batches, to_device
 from nest_fn.train.step.step import RefusedUpdate, make_step, training_loss
 
-from .checkpoints import check_keeping, recorded, restore
 from .context import TRAIN, VALID, Reporter, Run, announce, compiled, data_record, open_run
+from .endings import collapsed, fetched, saved_at_the_end, stopped, unsaved
 from .failure_dump import failure, memory_told, named, utterances
-from .run_folder import RunFolder
+from .progress import Progress, due, save_due, save_progress
+from .record.checkpoints import check_keeping, recorded, restore
+from .record.log_file import logged
+from .record.run_folder import RunFolder
 from .signals import Stopped, StopRequest, stop_requests
 from .state_sharding import share, whole, whole_params
 

@@ -12,8 +12,8 @@ from nest_fn.layers.types import Params, Tensor
 from nest_fn.train.distributed.sharding import Sharding
 from nest_fn.train.step.step import TrainState, init_train_state
 
-from .checkpoints import Saved
 from .context import INIT, Run
+from .record.checkpoints import Saved
 
 Leaves = dict[str, Tensor]
 

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nest_fn.train.errors import DataError
-from nest_fn.train.tar import tar_members
 
+from .tar import tar_members
 from .thread_map import ordered_map
 from .wav import Span
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from nest_fn.files import tar
 from nest_fn.files.inputs import open_plain
-
-from .errors import DataError
+from nest_fn.train.errors import DataError
 
 
 def tar_members(path: str) -> list[tar.Member]:

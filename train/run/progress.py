@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from .run.checkpoints import Saved, save
-from .run.context import Run
-from .run.state_sharding import whole
-from .step import metrics as measures
-from .step.step import TrainState
+from nest_fn.train.step import metrics as measures
+from nest_fn.train.step.step import TrainState
+
+from .context import Run
+from .record.checkpoints import Saved, save
+from .state_sharding import whole
 
 
 @dataclass

@@ -12,15 +12,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from nest_fn.checkpoint import retention as checkpoint_folder
+from nest_fn.train.data.dataset import RawBatch
+from nest_fn.train.distributed.launch import RankFailed
+from nest_fn.train.errors import CheckpointError, CollapseError, MemoryExhausted, NonFiniteError
+from nest_fn.train.step.step import OVERWRITTEN
 
-from .data.dataset import RawBatch
-from .distributed.launch import RankFailed
-from .errors import CheckpointError, CollapseError, MemoryExhausted, NonFiniteError
+from .context import Run
 from .progress import Progress, save_due, save_progress, write_down
-from .run.context import Run
-from .run.signals import StopRequest
-from .run.state_sharding import whole
-from .step.step import OVERWRITTEN
+from .signals import StopRequest
+from .state_sharding import whole
 
 _SAY_IT_THEMSELVES = (CheckpointError, CollapseError, NonFiniteError)
 

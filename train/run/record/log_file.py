@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from nest_fn.train.errors import words
+from nest_fn.train.run.context import Reporter
+
 from .appending import append_whole
-from .errors import words
-from .report import sentence
-from .run.context import Reporter
+from .sentences import sentence
 
 
 class LogFile:

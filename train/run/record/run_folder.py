@@ -23,8 +23,9 @@ from nest_fn.config import Config
 from nest_fn.config.writer import to_text
 from nest_fn.files.inputs import read_plain
 from nest_fn.files.lock import Lock
-from nest_fn.train.appending import append_whole
 from nest_fn.train.errors import CheckpointError, UsageError
+
+from .appending import append_whole
 
 
 class RunFolder:
