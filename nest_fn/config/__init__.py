@@ -21,6 +21,7 @@ from typing import Any
 from . import derive
 from .checks import check_model
 from .checks_training import advice, check_training
+from .limits import check_limits, check_sections
 from .model import (
     Compat,
     DecoderConfig,
@@ -31,7 +32,7 @@ from .model import (
     QuantizerConfig,
 )
 from .parse.coerce import build, to_plain
-from .parse.errors import ConfigError, Problems
+from .parse.errors import ConfigError, Problems, blamed
 from .parse.nemo_dialect import read_dialect
 from .parse.overrides import apply_overrides, resolve
 from .parse.yaml_io import read
@@ -78,9 +79,12 @@ class Config:
 
     def __post_init__(self) -> None:
         """Fill what the sections leave open and check the whole. Raises ``ConfigError`` with every problem."""
+        check_sections(self)
+        problems = Problems()
+        check_limits(self, problems)
+        problems.raise_if_any()
         for name, section in derive.fill(self).items():
             object.__setattr__(self, name, section)
-        problems = Problems()
         check_model(self, problems)
         check_training(self, problems)
         problems.raise_if_any()
@@ -107,6 +111,20 @@ class Config:
 
     @classmethod
     def _from_tree(cls, tree: Mapping[str, Any], overrides: Sequence[str], source: str) -> Config:
+        try:
+            return cls._built(tree, overrides, source)
+        except ConfigError as error:
+            if not overrides:
+                raise
+            first = error
+        try:
+            cls._built(tree, (), source)
+        except ConfigError as error:
+            raise blamed(first, error.problems, overrides) from None
+        raise blamed(first, (), overrides)
+
+    @classmethod
+    def _built(cls, tree: Mapping[str, Any], overrides: Sequence[str], source: str) -> Config:
         problems = Problems()
         try:
             flat = read_dialect(resolve(apply_overrides(dict(tree), overrides)), problems)

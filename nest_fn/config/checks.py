@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from nest_fn.files.quoting import shown
+
 from . import derive
 from .model import EncoderConfig, PreprocessorConfig
 from .parse.errors import Problems
@@ -25,28 +27,11 @@ _INITS = ("xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal"
 def one_of(problems: Problems, path: str, value: Any, choices: tuple[Any, ...]) -> None:
     """Note a value that is none of the choices (``None`` among them reads as null)."""
     names = ", ".join("null" if choice is None else str(choice) for choice in choices)
-    problems.require(value in choices, path, f"must be one of {names}; got {value!r}")
-
-
-def at_least(problems: Problems, section: Any, path: str, low: float, *fields: str) -> None:
-    """Note each field of the section that lies below ``low``; ``None`` passes."""
-    for field in fields:
-        value = getattr(section, field)
-        problems.require(value is None or value >= low, f"{path}{field}", f"must be at least {low}; got {value}")
-
-
-def shares(problems: Problems, section: Any, path: str, *fields: str, below_one: bool = False) -> None:
-    """Note each field that is no probability, in [0, 1] or, with ``below_one``, in [0, 1)."""
-    for field in fields:
-        value = getattr(section, field)
-        holds = 0 <= value <= 1 and not (below_one and value == 1)
-        problems.require(holds, f"{path}{field}", f"must lie in [0, 1{')' if below_one else ']'}; got {value}")
+    problems.require(value in choices, path, f"must be one of {names}; got {shown(value)}")
 
 
 def check_model(config: Config, problems: Problems) -> None:
     """All settings that shape the model."""
-    at_least(problems, config, "", 1, "sample_rate", "num_books", "code_dim")
-    at_least(problems, config, "", 2, "num_classes")
     one_of(problems, "mask_position", config.mask_position, ("pre_conv", "post_conv"))
     one_of(problems, "compat", config.compat, ("current", "legacy"))
     _check_derived(config, problems)
@@ -76,9 +61,6 @@ def _check_preprocessor(section: PreprocessorConfig, problems: Problems) -> None
             problems.add(path + samples, f"(samples) excludes '{seconds}' (seconds), and one of them is needed; {came}")
         elif min(length := section.window_length, hop := section.hop_length) < 1:
             problems.add(path + seconds, f"makes a window of {length} and a hop of {hop} samples; both must be above 0")
-    at_least(problems, section, path, 1, "features", "frame_splicing")
-    at_least(problems, section, path, 0, "pad_to", "dither", "lowfreq")
-    shares(problems, section, path, "nb_augmentation_prob")
     one_of(problems, path + "window", section.window, _WINDOWS)
     one_of(problems, path + "mel_norm", section.mel_norm, ("slaney", None))
     one_of(problems, path + "normalize", section.normalize, ("per_feature", "all_features", "fixed", None))
@@ -89,8 +71,6 @@ def _check_preprocessor(section: PreprocessorConfig, problems: Problems) -> None
         problems.require(
             given == wanted, path + field, f"has {given} values; normalize={section.normalize} wants {wanted}"
         )
-    stds = section.fixed_std or ()
-    problems.require(all(std > 0 for std in stds), path + "fixed_std", "must be above 0")
 
 
 def _check_spectrum(section: PreprocessorConfig, problems: Problems) -> None:
@@ -100,8 +80,6 @@ def _check_spectrum(section: PreprocessorConfig, problems: Problems) -> None:
     problems.require(section.lowfreq < high <= half, path + "highfreq", band)
     length, fft = section.window_length, section.fft_length
     problems.require(fft >= length, path + "n_fft", f"is {fft}, shorter than the window of {length} samples")
-    problems.require(section.mag_power > 0, path + "mag_power", "must be above 0")
-    problems.require(section.nb_max_freq > 0, path + "nb_max_freq", "must be above 0 Hz")
     one_of(problems, path + "log_zero_guard_type", section.log_zero_guard_type, ("add", "clamp"))
     guard = section.log_zero_guard_value
     valid = guard in ("tiny", "eps") if isinstance(guard, str) else guard > 0
@@ -119,7 +97,6 @@ def _check_subsampling(section: EncoderConfig, problems: Problems) -> None:
     power = factor >= 1 and factor & (factor - 1) == 0
     if kind in _CONVOLUTIONS:
         problems.require(power, path + "subsampling_factor", f"must be a power of two for '{kind}'; got {factor}")
-    at_least(problems, section, path, 1, "subsampling_factor", "subsampling_conv_channels", "reduction_factor")
     if section.subsampling_conv_chunking_factor != 1:
         problems.add(
             path + "subsampling_conv_chunking_factor", "must be 1; splitting fails in the reference (Q22, Q24)"
@@ -138,11 +115,9 @@ def _check_subsampling(section: EncoderConfig, problems: Problems) -> None:
 
 def _check_encoder(section: EncoderConfig, problems: Problems) -> None:
     path = "encoder."
-    at_least(problems, section, path, 1, "n_layers", "d_model", "n_heads", "ff_expansion_factor", "pos_emb_max_len")
-    at_least(problems, section, path, 1, "stochastic_depth_start_layer")
-    shares(problems, section, path, "dropout", "dropout_pre_encoder", "dropout_emb", "dropout_att")
-    shares(problems, section, path, "stochastic_depth_drop_prob", below_one=True)
     one_of(problems, path + "stochastic_depth_mode", section.stochastic_depth_mode, ("linear", "uniform"))
+    channels = section.subsampling_conv_channels
+    problems.require(channels != 0, path + "subsampling_conv_channels", "must be -1 (d_model) or above 0; got 0")
     out = section.feat_out
     problems.require(out == -1 or out > 0, path + "feat_out", f"must be -1 (off) or above 0; got {out}")
     width, heads = section.d_model, section.n_heads
@@ -176,8 +151,6 @@ def _check_attention(section: EncoderConfig, problems: Problems) -> None:
         fits = len(probs) == len(contexts) and min(probs, default=-1) >= 0 and abs(sum(probs) - 1) < 1e-6
         why = f"must hold one probability for each of {len(contexts)} contexts, with sum 1; got {list(probs)}"
         problems.require(fits, path + "att_context_probs", why)
-    at_least(problems, section, path, 0, "global_tokens")
-    at_least(problems, section, path, 1, "global_tokens_spacing")
     if section.global_tokens and not local:
         problems.add(path + "global_tokens", f"works with rel_pos_local_attn only; got {kind}")
 
@@ -205,14 +178,9 @@ def _check_convolution(section: EncoderConfig, problems: Problems) -> None:
 
 
 def _check_heads(config: Config, problems: Problems) -> None:
-    at_least(problems, config.masking, "masking.", 1, "block_size")
-    shares(problems, config.masking, "masking.", "mask_prob", "max_mask_ratio")
     one_of(problems, "quantizer.dist_fn", config.quantizer.dist_fn, ("l2", "cosine"))
     one_of(problems, "quantizer.precision", config.quantizer.precision, ("float64", "float32"))
     one_of(problems, "decoder.init_mode", config.decoder.init_mode, _INITS)
-    shares(problems, config.loss, "loss.", "mask_threshold", below_one=True)
-    room = config.loss.capacity
-    problems.require(0 < room <= 1, "loss.capacity", f"must lie in (0, 1]; got {room}")
 
 
 def _check_frames(config: Config, problems: Problems) -> None:

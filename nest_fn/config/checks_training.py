@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from .checks import at_least, one_of, shares
+from .checks import one_of
 from .parse.errors import Problems
 from .training import AugmentConfig, DataConfig, OptimConfig, SchedConfig, TrainerConfig
 
@@ -25,17 +25,10 @@ def check_training(config: Config, problems: Problems) -> None:
 
 def _check_data(section: DataConfig, problems: Problems) -> None:
     path = "data."
-    at_least(problems, section, path, 0, "min_duration", "num_workers", "duration_tolerance")
-    at_least(problems, section, path, 1, "max_batch_size", "row_multiple", "num_buckets", "prefetch", "noise_budget_mb")
-    for field in ("max_duration", "batch_seconds", "min_audio", "timeout_s"):
-        problems.require(getattr(section, field) > 0, path + field, "must be above 0 seconds")
     low, high = section.min_duration, section.max_duration
     problems.require(low <= high, path + "min_duration", f"is {low} s, above max_duration {high} s")
-    shares(problems, section, path, "max_bad_fraction")
     one_of(problems, path + "short_audio", section.short_audio, ("pad", "repeat"))
     one_of(problems, path + "on_error", section.on_error, ("raise", "zero_weight"))
-    if isinstance(section.channel, int):
-        problems.require(section.channel >= 0, path + "channel", f"must be an index from 0; got {section.channel}")
     if section.weights is not None:
         fits = len(section.weights) == len(section.train) and all(weight > 0 for weight in section.weights)
         why = f"must hold one number above 0 for each of {len(section.train)} training manifests"
@@ -44,8 +37,6 @@ def _check_data(section: DataConfig, problems: Problems) -> None:
 
 def _check_augment(section: AugmentConfig, problems: Problems) -> None:
     path = "data.augment."
-    shares(problems, section, path, "prob", "noise_ratio", "min_mix_rate", "max_mix_rate", "rir_prob")
-    at_least(problems, section, path, 1, "min_num_segments", "min_num_speakers")
     for name in ("r_speech", "r_noise", "mix_rate", "num_segments", "num_speakers"):
         low, high = getattr(section, f"min_{name}"), getattr(section, f"max_{name}")
         problems.require(low <= high, f"{path}min_{name}", f"is {low}, above max_{name} {high}")
@@ -54,20 +45,12 @@ def _check_augment(section: AugmentConfig, problems: Problems) -> None:
 def _check_optim(section: OptimConfig, problems: Problems) -> None:
     path = "optim."
     one_of(problems, path + "name", section.name, ("adamw", "adam", "sgd"))
-    at_least(problems, section, path, 0, "lr", "weight_decay")
-    problems.require(section.eps > 0, path + "eps", f"must be above 0; got {section.eps}")
-    shares(problems, section, path, "momentum", below_one=True)
-    fits = all(0 <= beta < 1 for beta in section.betas)
-    problems.require(fits, path + "betas", f"must lie in [0, 1); got {list(section.betas)}")
 
 
 def _check_sched(section: SchedConfig, lr: float, problems: Problems) -> None:
     path = "optim.sched."
     one_of(problems, path + "name", section.name, ("noam", "cosine", "constant"))
-    at_least(problems, section, path, 0, "warmup_steps", "constant_steps", "min_lr")
-    at_least(problems, section, path, 1, "d_model", "max_steps")
     if section.warmup_ratio is not None:
-        shares(problems, section, path, "warmup_ratio")
         alone = section.warmup_steps is None
         problems.require(alone, path + "warmup_ratio", "excludes 'warmup_steps'; set one of them to null")
     if section.name != "constant":
@@ -81,12 +64,6 @@ def _check_sched(section: SchedConfig, lr: float, problems: Problems) -> None:
 
 def _check_trainer(section: TrainerConfig, problems: Problems) -> None:
     path = "trainer."
-    at_least(problems, section, path, 1, "accumulate", "keep_last")
-    at_least(problems, section, path, 0, "max_steps", "clip_norm", "threads", "log_every", "valid_every", "save_every",
-             "keep_best", "keep_every", "skip_nonfinite", "skip_norm")  # fmt: skip
-    for field in ("rank_timeout_s", "collective_timeout_s"):
-        problems.require(getattr(section, field) > 0, path + field, "must be above 0 seconds")
-    shares(problems, section, path, "ema_decay", below_one=True)
     precisions = ("fp32", "bf16")
     one_of(problems, path + "precision", section.precision, precisions)
     one_of(problems, path + "compile", section.compile, ("auto", "on", "off"))

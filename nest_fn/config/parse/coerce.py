@@ -16,6 +16,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union
 
+from nest_fn.files.quoting import shown
+
 from .errors import Problems
 
 T = TypeVar("T")
@@ -73,8 +75,7 @@ def _dataclass(hint: Any) -> type[Any] | None:
 
 
 def _show(value: Any) -> str:
-    text = repr(value)
-    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+    return f"{shown(value, 60)} ({type(value).__name__})"
 
 
 def _coerce(value: Any, hint: Any) -> Any:

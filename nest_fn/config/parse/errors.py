@@ -6,6 +6,10 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 
+from nest_fn.files.quoting import clip, printable
+
+_SHOWN = 20  # problems that a message lists
+_LONGEST = 900  # characters of one
 _QUOTED = re.compile(r"^'([\w.]+)'")
 
 
@@ -13,15 +17,42 @@ class ConfigError(ValueError):
     """A configuration that cannot be used: ``problems`` holds one line each, ``source`` the file they stand in."""
 
     def __init__(self, problems: Sequence[str], source: str = "config") -> None:
-        self.problems = tuple(problems)
+        self.problems = tuple(clip(printable(line).replace("\n", " "), _LONGEST) for line in problems)
         self.source = source
         if len(self.problems) == 1:
             super().__init__(f"{source}: {self.problems[0]}")
         else:
-            super().__init__("\n  ".join((f"{source}: {len(self.problems)} problems", *self.problems)))
+            more = len(self.problems) - _SHOWN
+            lines = [f"{source}: {len(self.problems)} problems", *self.problems[:_SHOWN]]
+            super().__init__("\n  ".join([*lines, f"and {more} more"] if more > 0 else lines))
 
     def __reduce__(self) -> tuple[type[ConfigError], tuple[tuple[str, ...], str]]:
         return type(self), (self.problems, self.source)
+
+
+def blamed(error: ConfigError, of_file: Sequence[str], overrides: Sequence[str]) -> ConfigError:
+    """The error with the overrides named as the source of those problems that the file without them has not."""
+    brought = [line for line in error.problems if line not in of_file]
+    if not brought:
+        return error
+    if any(line.startswith("override ") for line in brought):
+        source = "overrides"
+    else:
+        source = "override " + clip(" ".join(_concerned(brought, overrides)), 200)
+    rest = [f"{error.source}: {line}" for line in error.problems if line in of_file]
+    return ConfigError([*brought, *rest], source)
+
+
+def _concerned(lines: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """The overrides of the keys that the lines begin with; all of them if these are none."""
+    keys = {
+        match[1].removeprefix("model.")
+        for line in lines
+        if (match := _QUOTED.search(line.removeprefix("unknown key ")))
+    }
+    named = {text: text.partition("=")[0].strip().removeprefix("model.") for text in overrides}
+    found = [text for text, path in named.items() if any(key == path or key.startswith(f"{path}.") for key in keys)]
+    return found or list(overrides)
 
 
 class Problems:
@@ -49,7 +80,7 @@ class Problems:
 
     def add(self, path: str, message: str) -> None:
         """Note that the value at ``path`` is wrong: ``'model.encoder.n_heads' must divide ...``."""
-        self.lines.append(f"'{self.name(path)}' {message}")
+        self.lines.append(f"'{clip(self.name(path), 200)}' {message}")
 
     def require(self, holds: bool, path: str, message: str) -> None:
         """Note ``message`` unless ``holds``."""
@@ -58,9 +89,9 @@ class Problems:
 
     def unknown(self, path: str, known: Iterable[str]) -> None:
         """Note a key that nobody reads, with the nearest known one."""
-        near = difflib.get_close_matches(path.rpartition(".")[2], sorted(known), n=1, cutoff=0.6)
+        near = difflib.get_close_matches(path.rpartition(".")[2][:100], sorted(known), n=1, cutoff=0.6)
         hint = f"; did you mean '{near[0]}'?" if near else f"; known here: {', '.join(sorted(known))}"
-        self.lines.append(f"unknown key '{self.name(path)}'{hint}")
+        self.lines.append(f"unknown key '{clip(self.name(path), 200)}'{clip(hint, 600)}")
 
     def raise_if_any(self, source: str = "config") -> None:
         """Raise ``ConfigError`` with everything collected so far."""

@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nest_fn.files.quoting import shown
+
 from .errors import ConfigError, Problems
 from .yaml_io import MAX_DEPTH, MAX_NODES, parse
 
@@ -30,12 +32,12 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
         path, equals, value = text.partition("=")
         keys = path.strip().split(".")
         if not equals or not all(keys):
-            problems.lines.append(f"override '{text}' wants the form 'encoder.n_layers=2'")
+            problems.lines.append(f"override {shown(text)} wants the form 'encoder.n_layers=2'")
             continue
         try:
             tree = _with(tree, _place(tree, keys), parse(value), path, problems)
         except ConfigError as error:
-            problems.lines.append(f"override '{text}': {error.problems[0]}")
+            problems.lines.append(f"override {shown(text)}: {error.problems[0]}")
     problems.raise_if_any()
     return tree
 
@@ -52,7 +54,7 @@ def _with(tree: Any, keys: list[str], value: Any, path: str, problems: Problems)
     if not keys:
         return value
     if tree is not None and not isinstance(tree, Mapping):
-        problems.lines.append(f"override '{path}' runs through a plain value, {tree!r}")
+        problems.lines.append(f"override {shown(path)} runs through a plain value, {shown(tree)}")
         return tree
     return {**(tree or {}), keys[0]: _with((tree or {}).get(keys[0]), keys[1:], value, path, problems)}
 
@@ -97,7 +99,7 @@ class _Resolver:
         if whole:
             return self.follow(whole[1].strip(), path, chain)
         if "${" in _REFERENCE.sub("", value):
-            self.problems.add(path, f"holds a reference that is nested or not closed: {value!r}")
+            self.problems.add(path, f"holds a reference that is nested or not closed: {shown(value)}")
             return MISSING
         written = _REFERENCE.sub(lambda match: str(self.follow(match[1].strip(), path, chain)), value)
         if len(written) > _MAX_TEXT:
