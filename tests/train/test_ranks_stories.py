@@ -141,7 +141,7 @@ def test_a_killed_rank_is_named_and_one_rank_goes_on(corpus: Corpus, tmp_path: P
         ranks[1].send(signal.SIGKILL)
         assert ranks[0].ended(30) == 6
     assert lost(ranks[0].told(), "rank 1 of 2 was lost")
-    assert 12 <= steps(run)[-1] < STEPS
+    assert 12 <= steps(run)[-1] < STEPS and f"saved at step {steps(run)[-1]};" in ranks[0].told()
     assert main(words(corpus, run, "--resume", "must")) == 0
     assert_alike(run, one)
 
@@ -183,18 +183,22 @@ def test_ranks_that_differ_do_not_begin(corpus: Corpus, tmp_path: Path, what: st
 
 
 def test_a_file_that_one_rank_cannot_read(corpus: Corpus, tmp_path: Path) -> None:
+    """All end after the same step, saved, although each holds a part of the parameters only."""
     run, data = tmp_path / "run", tmp_path / "data"
     shutil.copytree(Path(corpus.train).parent, data)
-    argv = words(corpus, run, f"data.train={data / 'train.jsonl'}")
+    argv = words(corpus, run, f"data.train={data / 'train.jsonl'}", "trainer.shard=true")
     dataset = open_dataset(read_config(_parser().parse_args(argv)).data, 0)
-    first = next(batches(dataset, rank=1, world=2))
-    bad = data / next(name for name in first["ids"] if name).split("@")[0]
+    fifth = next(batches(dataset, batch=4, rank=1, world=2))
+    bad = data / next(name for name in fifth["ids"] if name).split("@")[0]
     bad.write_bytes(bad.read_bytes()[:8000])
     with by_hand(tmp_path, argv, argv) as ranks:
         assert [rank.ended() for rank in ranks] == [6, 3], ranks[0].told()
-    assert f"rank 1: error: {data / 'train.jsonl'}:" in ranks[1].told() and f"{bad}: 28000 frames" in ranks[1].told()
+    assert f"rank 1: error: {data / 'train.jsonl'}:" in ranks[1].told() and "frames wanted" in ranks[1].told()
     assert lost(ranks[0].told(), f"rank 1 ended: {data / 'train.jsonl'}:.*{bad.name}")
-    assert not (run / "lock").exists() and steps(run) == []
+    assert not (run / "lock").exists() and steps(run) == [4]
+    assert "saved at step 4; the same command goes on from there" in ranks[0].told()
+    told, other = (run / "log.txt").read_text(), (run / "log_rank1.txt").read_text()
+    assert f"error: rank 1 ended: {data / 'train.jsonl'}" in told and f"error: {data / 'train.jsonl'}" in other
 
 
 def test_one_rank_then_two_with_shards_then_one(corpus: Corpus, tmp_path: Path, one: Path, two: Path) -> None:

@@ -1,8 +1,8 @@
 """Words for a person, on a stream that may be gone, full, closed or read by nobody: what it does not take is dropped.
 
 A job must not end, nor wait, because nobody listens. Into a pipe or terminal that is not read (``| less``, a stopped
-reader, Ctrl-S) nothing is written once it is full for ``PATIENCE_S``; when it is read again, the lines that are missing
-are counted there.
+reader, Ctrl-S) nothing more is written once it was full for ``PATIENCE_S``; when it is read again, the lines that are
+missing are counted there.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _PIECE = select.PIPE_BUF  # bytes that a pipe which can be written takes without
 class Console:
     """Writes to a stream, None if it was closed from the start, and never raises, nor waits for long."""
 
-    def __init__(self, stream: TextIO | None) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO | None, patience_s: float = PATIENCE_S) -> None:
+        self._stream, self._patience_s = stream, patience_s
         self._missing = 0  # lines that a reader was too slow for
         self._descriptor: int | None = None
         self.terminal = False
@@ -43,13 +43,13 @@ class Console:
 
     def _send(self, descriptor: int, text: str) -> None:
         """Past Python's buffer, which would keep what cannot be written, and fail at the end with exit code 120."""
-        if not _takes(descriptor, 0.0 if self._missing else PATIENCE_S):
+        if not _takes(descriptor, 0.0 if self._missing else self._patience_s):
             self._missing += text.count("\n")
             return
         note = f"({self._missing} lines are missing here, for nobody read them in time)\n" if self._missing else ""
         self._missing = 0
         data = (note + text).encode(getattr(self._stream, "encoding", None) or "utf-8", "backslashreplace")
-        while data and _takes(descriptor, PATIENCE_S):
+        while data and _takes(descriptor, self._patience_s):
             data = data[os.write(descriptor, data[:_PIECE]) :]
 
 

@@ -41,8 +41,7 @@ class LogFile:
 
     def write(self, text: str) -> None:
         """One or more lines; dropped, and counted, where the disk takes none."""
-        stamp = time.strftime("%Y-%m-%d %H:%M:%S%z")
-        text = "".join(f"{stamp} {line}\n" for line in text.splitlines())
+        text = _stamped(text)
         if self._begun:
             self._append(text)
         else:
@@ -54,12 +53,17 @@ class LogFile:
             self.begin()
 
     def _append(self, text: str) -> None:
-        note = f"({self._lost} lines could not be written here)\n" if self._lost else ""
+        note = _stamped(f"({self._lost} lines could not be written here)") if self._lost else ""
         try:
             append_whole(self.path, (note + text).encode("utf-8", "backslashreplace"))  # paths may be no UTF-8
             self._lost = 0
         except OSError:
             self._lost += text.count("\n")
+
+
+def _stamped(text: str) -> str:
+    stamp = time.strftime("%Y-%m-%d %H:%M:%S%z")
+    return "".join(f"{stamp} {line}\n" for line in text.splitlines())
 
 
 class Logged:
