@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from nest_fn.layers import random
-from nest_fn.train.cli import _parser, main, read_config
+from nest_fn.train.cli.main import _parser, main, read_config
 from nest_fn.train.errors import DataError, MemoryExhausted
-from nest_fn.train.loop import pretrain
-from nest_fn.train.run_folder import RunFolder
-from nest_fn.train.step import OVERWRITTEN, init_train_state, make_step
+from nest_fn.train.run.loop import pretrain
+from nest_fn.train.run.record.run_folder import RunFolder
+from nest_fn.train.step.step import OVERWRITTEN, init_train_state, make_step
 
 from .conftest import Corpus
 from .test_pretrain import metrics, started, until, words

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from nest_fn.train.cli import main
-from nest_fn.train.console import Console
-from nest_fn.train.log_file import logged
+from nest_fn.train.cli.main import main
+from nest_fn.train.cli.stream import Console
+from nest_fn.train.run.record.log_file import logged
 
 from .conftest import Corpus
 from .test_pretrain import until, words
@@ -153,7 +153,7 @@ def test_a_log_that_cannot_be_written_ends_no_run(corpus: Corpus, tmp_path: Path
 FULL = """
 import resource, sys
 from pathlib import Path
-from nest_fn.train.log_file import LogFile
+from nest_fn.train.run.record.log_file import LogFile
 log = LogFile(Path(sys.argv[1]))
 log.begin()
 log.write("one")
