@@ -243,3 +243,28 @@ def test_a_console_counts_the_lines_that_nobody_read() -> None:
     )
     os.close(reads)
     stream.close()
+
+
+def _piped(line: str, argv: list[str]) -> tuple[int, str]:
+    """The exit code of a command whose output goes where ``line`` sends it, and what came on standard error."""
+    command = ["bash", "-c", f"set -o pipefail; {line}", "bash", sys.executable, "-m", "nest_fn.train", *argv]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return done.returncode, done.stderr
+
+
+GONE, FULL_DISK = '"$@" | true', '"$@" > /dev/full'  # a reader that went away before the first word; no room
+
+
+@pytest.mark.parametrize("line, code", [(GONE, 141), (FULL_DISK, 1)])
+def test_results_that_cannot_be_printed(corpus: Corpus, line: str, code: int) -> None:
+    """Quietly where nobody wants more; a full disk is a failure of the one thing that was asked for."""
+    got, told = _piped(line, ["data", "stats", corpus.valid])
+    assert got == code and "Traceback" not in told and "Exception ignored" not in told
+    assert told == "" if line == GONE else "No space left on device: 'standard output'" in told
+
+
+@pytest.mark.parametrize("line", [GONE, FULL_DISK, '"$@" >&-'])
+def test_a_command_whose_product_is_a_file_goes_on(corpus: Corpus, tmp_path: Path, line: str) -> None:
+    got, told = _piped(line, ["data", "scan", str(Path(corpus.train).parent), str(tmp_path / "all.jsonl")])
+    assert got == 0 and told == ""
+    assert len((tmp_path / "all.jsonl").read_text().splitlines()) == 33

@@ -11,6 +11,7 @@ from nest_fn.config import DataConfig
 from nest_fn.train.errors import DataError
 
 from . import option_types
+from .stream import show, tell
 
 
 def add_commands(commands: Any) -> None:
@@ -64,8 +65,8 @@ def _scan(args: argparse.Namespace) -> int:
 
     report = scan(args.folder, args.manifest, hashes=args.hash)
     for problem in report.problems:
-        print(problem)
-    print(f"{report.checked - len(report.problems)} files in {args.manifest}, {len(report.problems)} left out")
+        tell(problem)
+    tell(f"{report.checked - len(report.problems)} files in {args.manifest}, {len(report.problems)} left out")
     return DataError.exit_code if report.problems else 0
 
 
@@ -74,22 +75,22 @@ def _validate(args: argparse.Namespace) -> int:
 
     report = validate(args.manifest, _data_config(args), hashes=args.hash, shards=args.tar)
     for problem in report.problems:
-        print(problem)
+        show(problem)
     unknown = f", {report.without_hash} lines without sha256" if args.hash and report.without_hash else ""
-    print(f"{report.checked} utterances, {len(report.problems)} problems{unknown}")
+    show(f"{report.checked} utterances, {len(report.problems)} problems{unknown}")
     return 0 if report.ok else DataError.exit_code
 
 
 def _stats(args: argparse.Namespace) -> None:
     from nest_fn.train.data.corpus_tools import stats
 
-    print(json.dumps(stats(args.manifest, _data_config(args), shards=args.tar), indent=1))
+    show(json.dumps(stats(args.manifest, _data_config(args), shards=args.tar), indent=1))
 
 
 def _shard(args: argparse.Namespace) -> None:
     from nest_fn.train.data.corpus_tools import shard
 
-    print(shard(args.manifest, _data_config(args), args.out, args.shards))
+    tell(str(shard(args.manifest, _data_config(args), args.out, args.shards)))
 
 
 def _synth(args: argparse.Namespace) -> None:
@@ -99,4 +100,4 @@ def _synth(args: argparse.Namespace) -> None:
     if args.minutes is not None:
         spec = dataclasses.replace(spec, train_minutes=args.minutes)
     for split, path in write_corpus(args.out, spec).items():
-        print(f"{split}: {path}")
+        tell(f"{split}: {path}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import option_types
+from .stream import tell
 
 # What fine-tuning wants otherwise than pre-training; the command line comes on top.
 _RECIPE = (
@@ -65,5 +66,4 @@ def _finetune(args: argparse.Namespace) -> None:
         (out / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         trees = {"params": made.params, "state": made.state, "head": made.head}
         write_checkpoint(out / "model", trees, cfg.to_dict(), {"step": step, "tokens": list(made.alphabet.tokens)})
-        print(f"step {step}/{cfg.trainer.max_steps}  loss {rates.loss:.4f}  CER {rates.cer:.3f}  WER {rates.wer:.3f}",
-              flush=True)  # fmt: skip
+        tell(f"step {step}/{cfg.trainer.max_steps}  loss {rates.loss:.4f}  CER {rates.cer:.3f}  WER {rates.wer:.3f}")

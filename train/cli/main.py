@@ -18,7 +18,7 @@ from nest_fn.layers.tree import flatten
 from nest_fn.train.errors import EXIT_FAILURE, EXIT_PIPE, NestError, UsageError, exit_code, words
 
 from . import option_types
-from .stream import Console, finish_standard_streams, open_standard_streams, tell
+from .stream import Console, finish_standard_streams, named_output, open_standard_streams, show, tell
 
 EPILOG = """exit codes: 0 done, 1 failure, 2 usage or config, 3 data, 4 checkpoint, 5 not finite, 6 distributed,
 75 saved after a signal, as SIGTERM, SIGUSR1 or SIGHUP (start again to go on), 130 Ctrl-C, 141 results were not wholly
@@ -36,9 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         unprinted = finish_standard_streams()
     if isinstance(unprinted, BrokenPipeError):
         return code or EXIT_PIPE
-    if unprinted is not None and not code:
-        _tell(f"error: standard output: {unprinted.strerror}; what was to be printed is not all there.")
-        return EXIT_FAILURE
+    if unprinted is not None:
+        _tell(words(named_output(unprinted)))
+        return code or EXIT_FAILURE
     return code
 
 
@@ -170,7 +170,7 @@ def _pretrain(args: argparse.Namespace) -> int:
         from nest_fn.train.commands.dry_run import describe
 
         for line in describe(cfg):
-            print(line)
+            show(line)
         return 0
     folder = RunFolder(args.folder or Path("runs") / Path(args.config).stem)
     command = [shlex.quote(word) for word in sys.argv]
@@ -194,7 +194,7 @@ def _config(args: argparse.Namespace) -> None:
     if args.action == "show":
         if others:
             raise UsageError(f"config show: want one config and KEY=VALUE, got {shown(others[0])} besides; show each.")
-        print(to_text(first.to_dict()), end="")
+        show(to_text(first.to_dict()), end="")
         return
     if len(others) != 1:
         raise UsageError(f"config diff: want two configs, got {1 + len(others)}.")
@@ -202,7 +202,7 @@ def _config(args: argparse.Namespace) -> None:
     before, after = flatten(first.to_dict()), flatten(second.to_dict())
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key):
-            print(f"{key}: {before.get(key)} -> {after.get(key)}")
+            show(f"{key}: {before.get(key)} -> {after.get(key)}")
 
 
 def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
@@ -215,7 +215,7 @@ def _doctor(args: argparse.Namespace) -> int:
     sick = False
     for finding in examine(args.folder):
         sick |= finding.ok is False
-        print(f"{ {True: 'ok  ', False: 'FAIL', None: '    '}[finding.ok] } {finding.text}")
+        show(f"{ {True: 'ok  ', False: 'FAIL', None: '    '}[finding.ok] } {finding.text}")
     return int(sick)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from . import option_types
+from .stream import show, tell
 
 
 def add_commands(commands: Any) -> None:
@@ -66,7 +67,7 @@ def _convert(args: argparse.Namespace) -> None:
     from nest_fn.interop.convert import convert
 
     convert(args.source, args.target, compat=args.compat)
-    print(f"written to {args.target}")
+    tell(f"written to {args.target}")
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -79,7 +80,7 @@ def _export(args: argparse.Namespace) -> None:
         export_onnx(args.out, *model, dynamic=not args.static, source=args.source)
     else:
         export_encoder(*model, args.out, dynamic=not args.static, source=args.source)
-    print(f"written to {args.out}")
+    tell(f"written to {args.out}")
 
 
 def _opened(args: argparse.Namespace) -> tuple[Any, Any]:
@@ -111,7 +112,7 @@ def _tokenize(args: argparse.Namespace) -> None:
 
 def _tell(written: int, dataset: Any, out: str) -> None:
     total = len(dataset.manifest)
-    print(f"{written} files written to {out}, {total - written} were there already")
+    tell(f"{written} files written to {out}, {total - written} were there already")
 
 
 def _probe(args: argparse.Namespace) -> None:
@@ -119,4 +120,4 @@ def _probe(args: argparse.Namespace) -> None:
 
     for score in probe_labels(args.checkpoint, args.label, args.train, args.test):
         told = f"(layer {score.layer}, {score.held_back:.3f} on utterances held back)"
-        print(f"{score.name:<10} {args.label} accuracy {score.test:.3f}  {told}", flush=True)
+        show(f"{score.name:<10} {args.label} accuracy {score.test:.3f}  {told}")

@@ -8,6 +8,7 @@ from typing import Any
 from nest_fn.train.errors import NonFiniteError
 
 from . import option_types
+from .stream import show
 
 
 def add_commands(commands: Any) -> None:
@@ -31,5 +32,5 @@ def _replay(args: argparse.Namespace) -> int:
 
     found = replay(args.run, args.step, args.overrides, ConsoleReporter())
     for line in report(found):
-        print(line)
+        show(line)
     return 0 if found.finite else NonFiniteError.exit_code

@@ -7,6 +7,7 @@ missing are counted there.
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import sys
@@ -57,12 +58,29 @@ def _takes(descriptor: int, seconds: float) -> bool:
     """Whether it can be written to without waiting, within some seconds; a broken one can: the error comes at once."""
     poll = select.poll()
     poll.register(descriptor, select.POLLOUT)
-    return bool(poll.poll(seconds * 1000))
+    return bool(poll.poll(None if seconds == math.inf else seconds * 1000))
+
+
+def show(text: str, end: str = "\n") -> None:
+    """A line of results on standard output. Raises ``OSError``, which names it, where it cannot be written."""
+    try:
+        print(text, end=end, flush=True)
+    except OSError as error:
+        raise named_output(error) from None
+
+
+def named_output(error: OSError) -> OSError:
+    """An error of standard output, with its name."""
+    return OSError(error.errno, error.strerror, "standard output")
 
 
 def tell(text: str) -> None:
-    """A line on standard output from a command whose product is a file: it goes on if nobody listens."""
-    Console(sys.stdout).write(text + "\n")
+    """A line on standard output from a command whose product is a file.
+
+    It goes on where that cannot be written. A reader that is slow is waited for: such a command has few words, or says
+    them when its work is done.
+    """
+    Console(sys.stdout, math.inf).write(text + "\n")
 
 
 def open_standard_streams() -> None:
