@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from . import derive
 from .checks import check_model
@@ -76,6 +76,8 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     data: DataConfig = field(default_factory=DataConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    unused: ClassVar[tuple[str, ...]] = ()
+    """Keys of the file that was read which have no effect here, a remark for each section: part of ``advice``."""
 
     def __post_init__(self) -> None:
         """Fill what the sections leave open and check the whole. Raises ``ConfigError`` with every problem."""
@@ -134,6 +136,7 @@ class Config:
         problems.raise_if_any(source)
         if config is None:
             raise AssertionError("a config without problems was not built")
+        object.__setattr__(config, "unused", tuple(problems.unused))
         return config
 
     def override(self, *overrides: str) -> Config:
@@ -157,5 +160,5 @@ class Config:
 
     @property
     def advice(self) -> tuple[str, ...]:
-        """Remarks on settings that are legal and seldom meant, a line each."""
-        return advice(self)
+        """Remarks on settings that are legal and seldom meant, or that have no effect here, a line each."""
+        return (*advice(self), *self.unused)

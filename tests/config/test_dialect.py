@@ -309,3 +309,27 @@ def test_a_section_stands_once() -> None:
     with pytest.raises(ConfigError, match="'optim' stands both at the top level and in 'model'"):
         Config.from_dict(tree() | {"optim": {"lr": 1}})
     assert Config.from_dict({"model": {"encoder": {"n_layers": 2}}, "optim": {"lr": 1}}).optim.lr == 1.0
+
+
+def test_what_has_no_effect_is_said() -> None:
+    """Not one key of a Lightning trainer, an experiment manager or a data section is dropped without a word."""
+    tree = {
+        "name": "said of nothing",
+        "exp_manager": {"exp_dir": "x"},
+        "model": {
+            "train_ds": {"manifest_filepath": "a.jsonl", "batch_size": 8, "pin_memory": True, "is_tarred": False},
+            "validation_ds": {"manifest_filepath": "b.jsonl", "batch_size": 4},
+        },
+        "trainer": {"devices": -1, "max_epochs": 100, "max_steps": -1, "accelerator": "gpu", "strategy": "ddp",
+                    "logger": False, "log_every_n_steps": 5},
+    }  # fmt: skip
+    config = Config.from_dict(tree)
+    told = "\n".join(config.advice)
+    for said in (
+        "exp_manager (--folder", "model.train_ds.pin_memory", "model.validation_ds.batch_size",
+        "trainer.devices (torchrun", "trainer.max_epochs (trainer.max_steps)", "trainer.accelerator (trainer.device)",
+        "trainer.strategy (trainer.shard)", "trainer.max_steps (-1",
+    ):  # fmt: skip
+        assert said in told
+    assert "name" not in told and "is_tarred" not in told and "logger" not in told and "log_every" not in told
+    assert config == Config.from_dict(config.to_dict()) and not Config.from_dict(config.to_dict()).unused

@@ -93,7 +93,8 @@ def test_changes_are_refused_key_by_key_unless_allowed(tmp_path: Path) -> None:
     told: list[str] = []
     got = _restore(changed, folder, digest="other", warn=told.append, allow_changes=True)
     assert got is not None and got.ts.step == 7
-    assert len(told) == 1 and "no longer one" in told[0] and "was 0.1, is 0.3" in told[0]
+    assert len(told) == 2 and "no longer one" in told[1] and "was 0.1, is 0.3" in told[1]
+    assert told[0].startswith("settings changed since step 7: optim.lr: 0.05 -> 1.0; ")
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,10 @@ def test_changes_are_refused_key_by_key_unless_allowed(tmp_path: Path) -> None:
 def test_what_may_change(tmp_path: Path, override: str) -> None:
     folder = _folder(tmp_path)
     save(_config(), folder, _saved(_config()), "d", _refuse)
-    assert _restore(_config(override), folder) is not None
+    told: list[str] = []
+    assert _restore(_config(override), folder, warn=told.append) is not None
+    key, _, value = override.partition("=")
+    assert not told if key.startswith("data.") else f"{key}: " in told[0] and told[0].endswith(f" -> {value}")
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,8 @@ def describe(cfg: Config) -> Iterator[str]:
     yield f"parameters: {count(params):,} trained"
     for part in params:
         yield f"  {part}: {count(params[part]):,}"
+    for remark in cfg.advice:
+        yield f"note: {remark}"
     dataset = open_dataset(cfg.data, cfg.trainer.seed, split="train", sample_rate=cfg.sample_rate)
     plan = dataset.plan(0)
     seconds = dataset.shapes.width / cfg.sample_rate

@@ -90,6 +90,8 @@ def _begin(run: Run, resume: str, allow_changes: bool) -> Progress:
     if saved.batch > len(run.train.plan(saved.epoch)):  # only if the data changed
         saved = saved._replace(epoch=saved.epoch + 1, batch=0)
     run.reporter.say(f"resumed at step {saved.ts.step}, epoch {saved.epoch}, batch {saved.batch}")
+    if saved.ts.step >= run.cfg.trainer.max_steps:
+        run.reporter.say(f"trainer.max_steps is {run.cfg.trainer.max_steps}, so that nothing is left to do")
     return Progress(saved.ts, saved.epoch, saved.batch, saved.window, skipped=saved.skipped)
 
 

@@ -34,6 +34,7 @@ class _Refused(Exception):
 def build(cls: type[T], mapping: Mapping[str, Any], path: str, problems: Problems) -> T | None:
     """An instance of the dataclass ``cls`` from plain values; ``None`` after noting problems under ``path``."""
     hints = typing.get_type_hints(cls)
+    hints = {name: hint for name, hint in hints.items() if typing.get_origin(hint) is not typing.ClassVar}
     before = len(problems.lines)
     values: dict[str, Any] = {}
     for key, value in mapping.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from nest_fn.files.quoting import clip, printable
 
@@ -64,6 +64,7 @@ class Problems:
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.written: dict[str, str] = {}
+        self.unused: list[str] = []  # remarks on keys that are read for nothing
 
     def name(self, path: str) -> str:
         """The path as the user wrote it: the longest known prefix is translated back."""
@@ -86,6 +87,13 @@ class Problems:
         """Note ``message`` unless ``holds``."""
         if not holds:
             self.add(path, message)
+
+    def without_effect(self, section: str, keys: Sequence[str], instead: Mapping[str, str]) -> None:
+        """Note keys that are known and do nothing here, each with what does it ``instead`` if there is such."""
+        named = [self.name(f"{section}.{key}" if section else key) for key in keys]
+        told = [f"{name} ({instead[key]})" if key in instead else name for name, key in zip(named, keys, strict=True)]
+        if told:
+            self.unused.append(f"without effect here: {clip(', '.join(told), 600)}")
 
     def unknown(self, path: str, known: Iterable[str]) -> None:
         """Note a key that nobody reads, with the nearest known one."""

@@ -1,9 +1,10 @@
 """The reference's YAML read as ours: where its sections differ, what of it says nothing here, what is refused and why.
 
 Read: ``train_ds``, ``validation_ds`` and ``batch_augmentor`` (as ``data``), a Lightning ``trainer``, ``_target_``
-lines, ``normalize`` given as fixed statistics, ``NoamAnnealing`` and ``CosineAnnealing``. Dropped without effect:
-exactly the names listed below. The reference's data sections have one counterpart here, so validation has the training
-set's noise and augmentation, ``test_ds`` is not read, and ``batch_size`` bounds a batch beside ``data.batch_seconds``.
+lines, ``normalize`` given as fixed statistics, ``NoamAnnealing`` and ``CosineAnnealing``. Dropped without effect, and
+told by ``Config.advice``: exactly the names that ``nemo_keys`` lists. The reference's data sections have one
+counterpart here, so validation has the training set's noise and augmentation, ``test_ds`` is not read, and
+``batch_size`` bounds a batch beside ``data.batch_seconds``.
 """
 
 from __future__ import annotations
@@ -12,85 +13,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from .errors import Problems
+from .nemo_keys import (
+    DATA_COUNTERPARTS,
+    DATA_INERT,
+    DATA_REFUSED_UNLESS_FALSE,
+    INSTEAD,
+    MODEL_INERT,
+    PRECISIONS,
+    REFUSED_UNLESS_FALSE,
+    SCHEDULES,
+    SECTION_INERT,
+    SECTIONS,
+    SILENT,
+    TARGETS,
+    TOP_LEVEL_INERT,
+    TRAINER_COUNTERPARTS,
+    TRAINER_INERT,
+)
 
 Tree = dict[str, Any]
-
-_TOP_LEVEL_INERT = {"name", "exp_manager", "hydra", "defaults"}
-_MODEL_INERT = {"nemo_version", "log_prediction", "test_ds"}
-_SECTIONS = {"preprocessor", "masking", "quantizer", "encoder", "decoder", "loss", "optim"}
-
-_TARGETS = {
-    "model": {"EncDecDenoiseMaskedTokenPredModel", "EncDecMaskedTokenPredModel"},
-    "preprocessor": {"AudioToMelSpectrogramPreprocessor"},
-    "spec_augment": {"SpectrogramAugmentation"},
-    "masking": {"RandomBlockMasking"},
-    "quantizer": {"RandomProjectionVectorQuantizer"},
-    "encoder": {"ConformerEncoder"},
-    "decoder": {"MultiSoftmaxDecoder"},
-    "loss": {"MultiMLMLoss", "MLMLoss"},
-    "batch_augmentor": {"MultiSpeakerNoiseAugmentation"},
-}
-
-_SECTION_INERT = {
-    "preprocessor": {"stft_conv", "stft_exact_pad"},  # deprecated there, without effect
-    "encoder": {"sync_max_audio_length", "use_pytorch_sdpa_backends"},
-    "sched": {"last_epoch", "monitor", "reduce_on_plateau"},
-}
-
-_NO_TORCHAUDIO = "selects other conventions in the reference (spec 1.6); features come from torchaudio here anyway"
-_REFUSED_UNLESS_FALSE = {
-    ("preprocessor", "use_torchaudio"): _NO_TORCHAUDIO,
-    ("preprocessor", "rng"): "cannot come from YAML; randomness comes from keys",
-    ("quantizer", "time_ahead"): "is not supported; features are [B, F, M] throughout",
-}
-
-_DATA_COUNTERPARTS = {
-    "manifest_filepath": "train",
-    "noise_manifest": "noise",
-    "min_duration": "min_duration",
-    "max_duration": "max_duration",
-    "shuffle": "shuffle",
-    "num_workers": "num_workers",
-    "batch_size": "max_batch_size",
-    "batch_duration": "batch_seconds",
-    "num_buckets": "num_buckets",
-    "channel_selector": "channel",
-    "batch_augmentor": "augment",
-}
-_DATA_INERT = set(
-    "sample_rate pin_memory use_start_end_token shuffle_n drop_last use_lhotse use_bucketing bucketing_strategy "
-    "bucketing_batch_size bucketing_weights bucket_duration_bins bucket_batch_size bucket_buffer_size "
-    "shuffle_buffer_size quadratic_duration concurrent_bucketing shard_seed shard_manifests tarred_shard_strategy "
-    "concat_sampling concat_sampling_technique concat_sampling_temperature concat_sampling_seed concat_shuffle "
-    "concat_sampling_probabilities concat_sampling_scale return_sample_id text_field lang_field seed parser labels "
-    "num_worker_per_concat_dataset prefetch_factor persistent_workers defer_setup".split()
-)
-_DATA_REFUSED_UNLESS_FALSE = {
-    "is_tarred": "is not supported; give plain audio files in data.train",
-    "tarred_audio_filepaths": "is not supported; give plain audio files in data.train",
-    "is_concat": "is not supported; give several manifests in data.train and data.weights",
-    "trim_silence": "is not supported; trim before training",
-    "augmentor": "is not supported; data.augment mixes noise and speakers",
-}
-
-_TRAINER_COUNTERPARTS = {
-    "accumulate_grad_batches": "accumulate",
-    "gradient_clip_val": "clip_norm",
-    "log_every_n_steps": "log_every",
-}
-_TRAINER_INERT = set(
-    "devices gpus num_nodes max_epochs min_epochs min_steps max_time accelerator strategy enable_checkpointing "
-    "checkpoint_callback logger sync_batchnorm benchmark check_val_every_n_epoch num_sanity_val_steps plugins "
-    "enable_progress_bar progress_bar_refresh_rate enable_model_summary use_distributed_sampler replace_sampler_ddp "
-    "limit_train_batches limit_val_batches limit_test_batches val_check_interval resume_from_checkpoint profiler "
-    "detect_anomaly fast_dev_run barebones inference_mode callbacks default_root_dir".split()
-)
-_PRECISIONS = {
-    "fp32": ("32", "32-true", "fp32"),
-    "bf16": ("bf16", "bf16-mixed"),
-}
-
-_SCHEDULES = {"noamannealing": "noam", "cosineannealing": "cosine", "none": "constant"}
 
 
 def read_dialect(tree: Mapping[str, Any], problems: Problems) -> Tree:
@@ -98,7 +39,8 @@ def read_dialect(tree: Mapping[str, Any], problems: Problems) -> Tree:
 
     What cannot be read is noted in ``problems``, which also learns how keys are called in the user's file.
     """
-    root = {key: value for key, value in tree.items() if key not in _TOP_LEVEL_INERT}
+    root = {key: value for key, value in tree.items() if key not in TOP_LEVEL_INERT}
+    _without_effect("", tree, TOP_LEVEL_INERT, problems)
     if isinstance(root.get("model"), Mapping):
         model = dict(root.pop("model"))
         problems.written[""] = "model"
@@ -110,9 +52,10 @@ def read_dialect(tree: Mapping[str, Any], problems: Problems) -> Tree:
         if root.get("model", 0) is None:
             root.pop("model")
         model, root = root, {}
-    flat = {key: value for key, value in {**model, **root}.items() if key not in _MODEL_INERT}
+    flat = {key: value for key, value in {**model, **root}.items() if key not in MODEL_INERT}
+    _without_effect("", model, MODEL_INERT, problems)
     _check_target(flat, "target", "model", "target", problems)
-    for name in _SECTIONS:
+    for name in SECTIONS:
         if isinstance(flat.get(name), Mapping):
             flat[name] = _section(name, flat[name], name, problems)
     _spec_augment(flat.pop("spec_augment", None), problems)
@@ -125,10 +68,16 @@ def read_dialect(tree: Mapping[str, Any], problems: Problems) -> Tree:
     return flat
 
 
+def _without_effect(section: str, given: Mapping[str, Any], inert: set[str], problems: Problems) -> None:
+    """Note what of the inert keys is given and asks for something."""
+    asked = [key for key, value in given.items() if key in inert - SILENT and value not in (None, False)]
+    problems.without_effect(section, asked, INSTEAD)
+
+
 def _check_target(section: Tree, key: str, name: str, path: str, problems: Problems) -> None:
     """Drop a class path whose last part is the class that we stand for; refuse any other by name."""
     target = section.pop(key, None)
-    expected = _TARGETS.get(name, set())
+    expected = TARGETS.get(name, set())
     if target is not None and str(target).rpartition(".")[2] not in expected:
         wanted = f"only {' or '.join(sorted(expected))} is read" if expected else "no class is read"
         problems.add(path, f"names '{target}'; {wanted} here")
@@ -136,9 +85,9 @@ def _check_target(section: Tree, key: str, name: str, path: str, problems: Probl
 
 def _section(name: str, given: Mapping[str, Any], path: str, problems: Problems) -> Tree:
     """A section without its class path and its inert keys."""
-    section = {key: value for key, value in given.items() if key not in _SECTION_INERT.get(name, ())}
+    section = {key: value for key, value in given.items() if key not in SECTION_INERT.get(name, ())}
     _check_target(section, "_target_", name, f"{path}._target_", problems)
-    for (owner, key), reason in _REFUSED_UNLESS_FALSE.items():
+    for (owner, key), reason in REFUSED_UNLESS_FALSE.items():
         if owner == name and section.pop(key, None):
             problems.add(f"{path}.{key}", reason)
     return section
@@ -185,7 +134,7 @@ def _optim(flat: Tree, problems: Problems) -> None:
     sched = _section("sched", optim["sched"], "optim.sched", problems)
     name = sched.get("name")
     if isinstance(name, str):
-        sched["name"] = _SCHEDULES.get(name.lower(), name)
+        sched["name"] = SCHEDULES.get(name.lower(), name)
     if sched.get("warmup_ratio") is not None:
         sched.setdefault("warmup_steps", None)
     optim["sched"] = sched
@@ -216,9 +165,16 @@ def _data(flat: Tree, problems: Problems) -> None:
             problems.add(name, "wants a mapping")
             continue
         values = _data_set(name, given, flat.get("sample_rate"), problems)
+        inert = DATA_INERT
         if name == "validation_ds":
+            inert = inert | {
+                key
+                for key, ours in DATA_COUNTERPARTS.items()
+                if ours != "train" and values.get(ours) != found.get(ours)
+            }
             values = {"valid": values["train"]} if "train" in values else {}
             problems.written["data.valid"] = f"{problems.name(name)}.manifest_filepath"
+        _without_effect(name, given, inert - {"sample_rate"}, problems)
         found |= values
     own = flat.get("data")
     if found and (own is None or isinstance(own, Mapping)):
@@ -229,15 +185,15 @@ def _data_set(name: str, given: Mapping[str, Any], sample_rate: Any, problems: P
     values: Tree = {}
     for key, value in given.items():
         path = f"{name}.{key}"
-        if key in _DATA_COUNTERPARTS:
+        if key in DATA_COUNTERPARTS:
             if value is not None:
-                values[_DATA_COUNTERPARTS[key]] = value
+                values[DATA_COUNTERPARTS[key]] = value
             if name == "train_ds":
-                problems.written[f"data.{_DATA_COUNTERPARTS[key]}"] = problems.name(path)
-        elif key in _DATA_REFUSED_UNLESS_FALSE:
-            problems.require(not value, path, _DATA_REFUSED_UNLESS_FALSE[key])
-        elif key not in _DATA_INERT:
-            problems.unknown(path, _DATA_COUNTERPARTS)
+                problems.written[f"data.{DATA_COUNTERPARTS[key]}"] = problems.name(path)
+        elif key in DATA_REFUSED_UNLESS_FALSE:
+            problems.require(not value, path, DATA_REFUSED_UNLESS_FALSE[key])
+        elif key not in DATA_INERT:
+            problems.unknown(path, DATA_COUNTERPARTS)
     rate = given.get("sample_rate")
     problems.require(
         rate is None or sample_rate is None or rate == sample_rate,
@@ -256,9 +212,13 @@ def _trainer(flat: Tree, problems: Problems) -> None:
     if not isinstance(flat.get("trainer"), Mapping):
         return
     trainer: Tree = {}
+    _without_effect("trainer", flat["trainer"], TRAINER_INERT, problems)
     for key, value in flat["trainer"].items():
-        ours = _TRAINER_COUNTERPARTS.get(key, key)
-        if key in _TRAINER_INERT or (key == "max_steps" and value == -1):
+        ours = TRAINER_COUNTERPARTS.get(key, key)
+        if key in TRAINER_INERT:
+            continue
+        if key == "max_steps" and value == -1:
+            problems.without_effect("trainer", ["max_steps"], {"max_steps": "-1, no end, is not offered; set it"})
             continue
         if ours in trainer:
             problems.add("trainer", f"gives '{ours}' twice, once as '{key}'; keep one")
@@ -266,7 +226,7 @@ def _trainer(flat: Tree, problems: Problems) -> None:
             problems.require(value in (None, "norm"), f"trainer.{key}", "must be 'norm'; clipping is by norm")
             continue
         if key == "precision":
-            value = next((own for own, names in _PRECISIONS.items() if str(value) in names), value)
+            value = next((own for own, names in PRECISIONS.items() if str(value) in names), value)
         if ours != key:
             problems.written[f"trainer.{ours}"] = problems.name(f"trainer.{key}")
         trainer[ours] = value

@@ -202,21 +202,21 @@ def _completed(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, 
 def _refuse_changes(
     cfg: Config, settings: dict[str, Any], meta: dict[str, Any], digest: str, allow: bool, warn: Callable[[str], None]
 ) -> None:
-    """Compare config and data with those of the checkpoint, key by key."""
+    """Compare config and data with those of the checkpoint, key by key; what may change is told."""
     then, now = flatten(_completed(settings, recorded(Config()))), flatten(recorded(cfg))
-    changed = [
-        f"{key}: was {then.get(key)!r}, is {now.get(key)!r}"
-        for key in sorted(then.keys() | now.keys())
-        if then.get(key) != now.get(key) and not any(key == free or key.startswith(free + ".") for free in _FREE)
-    ]
+    other = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
+    free = [key for key in other if any(key == name or key.startswith(f"{name}.") for name in _FREE)]
+    told = [f"{key}: {then.get(key)} -> {now.get(key)}" for key in free if key.startswith(("optim.", "trainer."))]
+    changed = [f"{key}: was {then.get(key)!r}, is {now.get(key)!r}" for key in other if key not in free]
     if meta["data_digest"] != digest:
         changed.append("data: the manifests or the batching are not those of the checkpoint")
-    if not changed:
-        return
     text = "; ".join(changed)
-    if not allow:
+    if changed and not allow:
         raise CheckpointError(
             f"the run in this folder was started otherwise: {text}. Choose another folder with --folder, "
             "or go on all the same with --allow-changes."
         )
-    warn(f"going on with changes, so the run is no longer one: {text}")
+    if told:
+        warn(f"settings changed since step {meta['step']}: {'; '.join(told)}")
+    if changed:
+        warn(f"going on with changes, so the run is no longer one: {text}")
