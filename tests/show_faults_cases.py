@@ -19,6 +19,7 @@ from nest_fn.checkpoint.retention import step_path
 from nest_fn.train.data.corpus.manifest import write_manifest
 from tests import show_faults_audio as audio
 from tests import show_faults_disks as disks
+from tests import show_faults_speech as speech
 from tests.show_faults_stage import EVERY, STEPS, Row, Stage, ended
 
 LAST = STEPS - EVERY  # the newest checkpoint of a run that was cut off
@@ -159,5 +160,6 @@ def renamed_key(stage: Stage) -> Row:
 CASES: list[Callable[[Stage], Row | list[Row]]] = [
     disks.full, disks.filled, disks.file_limit, disks.read_only, disks.becomes_read_only,
     flipped_bit, cut_checkpoint, wicked_ckpt, wicked_checkpoint, two_writers, changed_manifest, renamed_key,
-    audio.cut, audio.not_finite, audio.silent_batch, audio.one_hour,
+    audio.cut, audio.not_finite, audio.silent_batch, audio.one_hour, speech.removed_audio,
+    speech.unheard, speech.unheard_disk, speech.hangup,
 ]  # fmt: skip

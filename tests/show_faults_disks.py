@@ -19,7 +19,7 @@ def _unsaved(steps: int) -> str:
 
 
 @contextmanager
-def _disk(folder: Path, kilobytes: int) -> Iterator[Path]:
+def file_system(folder: Path, kilobytes: int) -> Iterator[Path]:
     """A file system of its own in memory."""
     folder.mkdir()
     words = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
@@ -37,7 +37,7 @@ def _disk(folder: Path, kilobytes: int) -> Iterator[Path]:
 
 def full(stage: Stage) -> Row:
     """The disk is full after two checkpoints."""
-    with _disk(stage.folder / "disk", 2200) as disk:
+    with file_system(stage.folder / "disk", 2200) as disk:
         run = disk / "run"
         seen = stage.train(run).expect(4, rf"step {STEPS}: .*needs .* MB, the disk has .* MB free")
         stage.intact(run, 2 * EVERY)
@@ -48,7 +48,7 @@ def full(stage: Stage) -> Row:
 
 def filled(stage: Stage) -> Row:
     """Another program fills the disk to the last byte in the middle of a run."""
-    with _disk(stage.folder / "disk_filled", 20_000) as disk:
+    with file_system(stage.folder / "disk_filled", 20_000) as disk:
         run = disk / "run"
         with stage.paused(run) as process:
             while _put(disk / "filler", 1 << 16) or _put(run / "metrics.jsonl", 1):
