@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from nest_fn.layers import random
-from nest_fn.layers.attention import context_mask, init_position_biases
+from nest_fn.layers.attention import AttentionParams, context_mask, init_position_biases
 from nest_fn.layers.conformer import ConformerSpec, Surroundings, conformer_layer, init_conformer_layer
 from nest_fn.layers.dropout import depth_rates, dropout, stochastic_depth
 from nest_fn.layers.lengths import check_lengths, check_rows, strided, valid_mask
@@ -135,7 +135,7 @@ def subsample_features(params: Params, features: Tensor, lengths: Tensor, cfg: E
 def encode_frames(
     params: Params, state: State, x: Tensor, lengths: Tensor, cfg: EncoderConfig, *,
     key: Key | None = None, train: bool = False, rows: Tensor | None = None, layers: Sequence[int] = (),
-    gather: Gather | None = None,
+    gather: Gather | None = None, parts: EncoderParts | None = None,
 ) -> Encoded:  # fmt: skip
     """Everything behind the subsampling: ``[B, T, D]`` -> ``Encoded``, with the outputs of the blocks in ``layers``.
 
@@ -147,8 +147,9 @@ def encode_frames(
         random.check_one_key(key, "encode: key")
     if rows is not None:
         check_rows("encode", rows, x.shape[0])
-    keys = _EncoderKeys(key, x.shape[0], rows, cfg.n_layers) if train and key is not None else None
-    x, around = _enter(params, x, lengths, cfg, keys, train)
+    parts = EAGER if parts is None else parts
+    biases = params.get("biases", {})
+    x, around, keys = parts.enter(biases, x, lengths, cfg, key if train else None, rows)
     around = around._replace(gather=gather)
     spec = conformer_spec(cfg)
     rates = depth_rates(
@@ -158,7 +159,7 @@ def encode_frames(
     states, outputs = [], []
     for index, (layer, layer_state) in enumerate(zip(params["layers"], state["layers"], strict=True)):
         layer_key = None if keys is None else keys.layers[index]
-        y, layer_state = conformer_layer(layer, layer_state, x, around, spec, key=layer_key, train=train)
+        y, layer_state = parts.block(layer, layer_state, x, around, spec, key=layer_key, train=train)
         depth_key = None if keys is None else keys.depth[index]
         x = stochastic_depth(x, y, rates[index], key=depth_key, train=train)
         states.append(layer_state)
@@ -166,7 +167,7 @@ def encode_frames(
             outputs.append(x)
         if cfg.reduction and index == reduce_after:
             x, lengths = _reduce(params, x, lengths, cfg)
-            around = _surroundings(params, x, lengths, cfg, keys, train)._replace(gather=gather)
+            around = _surroundings(biases, x, lengths, cfg, keys)._replace(gather=gather)
     if "out" in params:
         x = linear(params["out"], x)
         outputs = [linear(params["out"], output) for output in outputs]
@@ -180,32 +181,42 @@ def _has_chance(cfg: EncoderConfig) -> bool:
     return any(rate > 0.0 for rate in rates) or len(cfg.att_context_size) > 1
 
 
-class _EncoderKeys:
+class EncoderKeys(NamedTuple):
     """The draws of one forward pass by name; rows draw alone in ``before`` and ``layers``, together in the rest."""
 
-    def __init__(self, key: Key, batch: int, rows: Tensor | None, n_layers: int) -> None:
-        rows = torch.arange(batch, device=key.device) if rows is None else rows
-        before, self.positions, self.context, layers, depth = random.split(key, 5).unbind(0)
-        self.before = random.fold_in(before, rows)
-        by_layer = random.split(layers, n_layers)
-        self.layers = random.fold_in(by_layer[:, None, :], rows.expand(n_layers, -1)).unbind(0)
-        self.depth = random.split(depth, n_layers).unbind(0)
+    before: Key  # [B, 2]
+    positions: Key
+    context: Key
+    layers: Key  # [L, B, 2]
+    depth: Key  # [L, 2]
 
 
-def _enter(
-    params: Params, x: Tensor, lengths: Tensor, cfg: EncoderConfig, keys: _EncoderKeys | None, train: bool
-) -> tuple[Tensor, Surroundings]:
-    """Scale, add absolute positions where these are asked for, drop, and look around."""
+def _keys(key: Key, rows: Tensor, n_layers: int) -> EncoderKeys:
+    before, positions, context, layers, depth = random.split(key, 5).unbind(0)
+    by_row = random.fold_in(random.split(layers, n_layers)[:, None, :], rows.expand(n_layers, -1))
+    return EncoderKeys(random.fold_in(before, rows), positions, context, by_row, random.split(depth, n_layers))
+
+
+def enter(
+    biases: AttentionParams, x: Tensor, lengths: Tensor, cfg: EncoderConfig, key: Key | None, rows: Tensor | None
+) -> tuple[Tensor, Surroundings, EncoderKeys | None]:
+    """What comes before the blocks: scale, add absolute positions where asked for, drop, look around; keys of the rest.
+
+    ``x [B, T, D]``; ``biases`` are those that all layers share, or empty; nothing is drawn if ``key`` is None.
+    """
+    rows = torch.arange(x.shape[0], device=x.device) if rows is None else rows
+    keys = None if key is None else _keys(key, rows, cfg.n_layers)
     if cfg.xscaling:
         x = x * math.sqrt(cfg.d_model)
     if cfg.self_attention_model == "abs_pos":
         x = x + absolute_positions(x.shape[1], cfg.d_model, x)
-    x = dropout(x, cfg.dropout_pre_encoder, key=None if keys is None else keys.before, train=train)
-    return x, _surroundings(params, x, lengths, cfg, keys, train)
+    if keys is not None:
+        x = dropout(x, cfg.dropout_pre_encoder, key=keys.before, train=True)
+    return x, _surroundings(biases, x, lengths, cfg, keys), keys
 
 
 def _surroundings(
-    params: Params, x: Tensor, lengths: Tensor, cfg: EncoderConfig, keys: _EncoderKeys | None, train: bool
+    biases: AttentionParams, x: Tensor, lengths: Tensor, cfg: EncoderConfig, keys: EncoderKeys | None
 ) -> Surroundings:
     frames = x.shape[1]
     valid = valid_mask(lengths, frames)
@@ -214,19 +225,18 @@ def _surroundings(
     else:
         left, right = cfg.att_context_size[0] if cfg.self_attention_model == LOCAL else (frames - 1, frames - 1)
         positions = relative_positions(left, right, cfg.d_model, x)
-        positions = dropout(
-            positions, cfg.dropout_emb, key=None if keys is None else keys.positions, train=train and keys is not None
-        )
+        if keys is not None:
+            positions = dropout(positions, cfg.dropout_emb, key=keys.positions, train=True)
     if cfg.self_attention_model == LOCAL:
         context = None  # the window says it all
     else:
         before, after = _context(cfg, keys, x.device)
         context = context_mask(frames, before, after, cfg.att_context_style, x.device)
-    return Surroundings(valid, context, positions, params.get("biases", {}))
+    return Surroundings(valid, context, positions, biases)
 
 
 def _context(
-    cfg: EncoderConfig, keys: _EncoderKeys | None, device: torch.device
+    cfg: EncoderConfig, keys: EncoderKeys | None, device: torch.device
 ) -> tuple[int, int] | tuple[Tensor, Tensor]:
     """(left, right): the first choice, or in training one drawn by ``att_context_probs``."""
     choices = cfg.att_context_size
@@ -248,3 +258,13 @@ def _reduce(params: Params, x: Tensor, lengths: Tensor, cfg: EncoderConfig) -> t
     shorter = strided(lengths, factor, factor, 0)
     assert isinstance(shorter, Tensor)
     return pooled, shorter
+
+
+class EncoderParts(NamedTuple):
+    """The two functions behind the subsampling, as they are or compiled; the block is one for all layers."""
+
+    enter: Callable[..., tuple[Tensor, Surroundings, EncoderKeys | None]]
+    block: Callable[..., tuple[Tensor, Any]]
+
+
+EAGER = EncoderParts(enter, conformer_layer)

@@ -12,9 +12,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from .config import Config
 from .config.known import known
 from .config.model import DecoderConfig, LossConfig
 from .decoder import logits
+from .layers.lengths import valid_mask
 from .layers.linear import LinearParams
 from .layers.types import Tensor
 
@@ -103,6 +105,41 @@ def masked_token_loss(
         count=count * books,
         correct=((scores.argmax(1) == wanted) & filled[:, None]).sum(),
         overflow=(mask.sum() - count) * books,
+    )
+
+
+def score(
+    params: LinearParams, encoded: Tensor, lengths: Tensor, tokens: Tensor, mask: Tensor, weight: Tensor | None,
+    cfg: Config,
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+    """The loss's sum over the masked tokens of rows that count, and its metrics (``model.loss_sum``).
+
+    ``encoded [B, T, D]``, lengths in encoder frames, ``tokens [B, T, K]``, ``mask`` bool ``[B, F]``, ``weight [B]``.
+    """
+    valid = valid_mask(lengths, encoded.shape[1])
+    if weight is not None:
+        valid = valid & (weight > 0)[:, None]
+    counted = token_mask(mask, cfg.loss) & valid
+    masked = masked_token_loss(params, encoded, tokens, counted, cfg.decoder, cfg.loss.capacity)
+    metrics = {
+        "loss_sum": masked.loss_sum.detach(),
+        "masked_tokens": masked.count,
+        "correct": masked.correct,
+        "overflow": masked.overflow,
+        "valid_tokens": valid.sum(),
+        "token_counts": token_histogram(tokens, valid, cfg.num_classes),
+        "masked_token_counts": token_histogram(tokens, counted, cfg.num_classes),
+    }
+    return masked.loss_sum, metrics
+
+
+def token_histogram(tokens: Tensor, counted: Tensor, classes: int) -> Tensor:
+    """How often each class occurs: tokens ``[B, T, K]`` where ``counted [B, T]`` -> int64 ``[K, C]``."""
+    tokens = tokens if tokens.ndim == 3 else tokens[..., None]
+    by_book = tokens.flatten(0, 1).transpose(0, 1)
+    weight = counted.flatten()[None].expand_as(by_book).to(torch.int64)
+    return torch.zeros(by_book.shape[0], classes, dtype=torch.int64, device=tokens.device).scatter_add(
+        1, by_book, weight
     )
 
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from nest_fn.layers import random
-from nest_fn.layers.lengths import check_rows, valid_mask
+from nest_fn.layers.lengths import check_rows
 from nest_fn.layers.tree import tree_map
 from nest_fn.layers.types import Gather, Key, Params, State, Tensor
 
@@ -28,11 +28,11 @@ from . import encoder as encoders
 from .arguments import check_config, check_tensor, check_trees
 from .config import Config
 from .decoder import init_decoder, log_probs
-from .encoder import encode_frames, init_encoder, subsample_features
-from .frontend import log_mel
-from .losses import masked_token_loss, token_mask
+from .encoder import encode_frames, init_encoder
 from .masking import apply_mask as replace_masked
-from .masking import draw_mask, init_masking
+from .masking import init_masking
+from .mel import Tables, make_tables
+from .parts import EAGER, Keys, Parts
 from .quantizer import init_quantizer, quantize_features
 
 Batch = Mapping[str, Tensor]
@@ -45,15 +45,6 @@ class Output(NamedTuple):
     encoded_len: Tensor  # [B], encoder frames
     masks: Tensor  # [B, M, F] of 0 and 1; [B, D, T] under post_conv
     tokens: Tensor  # [B, T, K], int64
-
-
-class _Keys(NamedTuple):
-    """The draws of one forward pass, by name. A key that is None draws nothing."""
-
-    clean: Key | None = None  # dither of the targets' signal
-    noisy: Key | None = None  # dither of the input
-    mask: Key | None = None
-    dropout: Key | None = None
 
 
 def init(key: Key, cfg: Config) -> tuple[Params, State]:
@@ -135,10 +126,13 @@ def loss(
 def loss_sum(
     params: Params, state: State, batch: Batch, cfg: Config, *,
     key: Key | None = None, train: bool = True, mask: Tensor | None = None, gather: Gather | None = None,
+    tables: Tables | None = None, parts: Parts = EAGER,
 ) -> tuple[Tensor, tuple[dict[str, Tensor], State]]:  # fmt: skip
-    """The sum whose quotient by ``masked_tokens`` is the loss, for batches that are computed in parts.
+    """The sum whose quotient by ``masked_tokens`` is the loss, for batches that are computed in pieces.
 
-    Parts that are computed at once, each by a process of its own, share their batch statistics through ``gather``.
+    Pieces that are computed at once, each by a process of its own, share their batch statistics through ``gather``.
+    ``tables`` are ``make_tables(cfg.preprocessor, device)``, for callers that make them once; ``parts`` the functions
+    that are called, each as it is or compiled.
 
     Metrics, all sums, so that parts add up: ``loss_sum``, ``masked_tokens`` and ``correct`` (tokens x books),
     ``valid_tokens``, ``overflow`` (masked tokens beyond ``loss.capacity``), and counts of each class among valid and
@@ -146,24 +140,13 @@ def loss_sum(
     """
     check_trees("loss", cfg, params, state, *_WANTED)
     check_batch(batch)
-    seen = _see(params, state, batch, cfg, key=key, train=train, apply_mask=True, mask=mask, gather=gather)
-    counted = token_mask(seen.mask, cfg.loss)
-    valid = valid_mask(seen.lengths, seen.encoded.shape[1])
-    if "weight" in batch:
-        valid = valid & (batch["weight"] > 0)[:, None]
-    masked = masked_token_loss(
-        params["decoder"], seen.encoded, seen.tokens, counted & valid, cfg.decoder, cfg.loss.capacity
-    )
-    metrics = {
-        "loss_sum": masked.loss_sum.detach(),
-        "masked_tokens": masked.count,
-        "correct": masked.correct,
-        "overflow": masked.overflow,
-        "valid_tokens": valid.sum(),
-        "token_counts": token_histogram(seen.tokens, valid, cfg.num_classes),
-        "masked_token_counts": token_histogram(seen.tokens, counted & valid, cfg.num_classes),
-    }
-    return masked.loss_sum, (metrics, seen.state)
+    seen = _see(
+        params, state, batch, cfg, key=key, train=train, apply_mask=True, mask=mask, gather=gather, tables=tables,
+        parts=parts,
+    )  # fmt: skip
+    weight = batch.get("weight")
+    total, metrics = parts.score(params["decoder"], seen.encoded, seen.lengths, seen.tokens, seen.mask, weight, cfg)
+    return total, (metrics, seen.state)
 
 
 class _Seen(NamedTuple):
@@ -177,26 +160,29 @@ class _Seen(NamedTuple):
 def _see(
     params: Params, state: State, batch: Batch, cfg: Config, *,
     key: Key | None, train: bool, apply_mask: bool, mask: Tensor | None, gather: Gather | None = None,
+    tables: Tables | None = None, parts: Parts = EAGER,
 ) -> _Seen:  # fmt: skip
     """Targets from the clean signal, encoded frames from the masked noisy one: the steps of the paper in order."""
-    keys, rows = _keys(key, batch)
-    clean, clean_len = _features(batch, "audio", cfg, keys.clean, train)
-    noisy, noisy_len = _features(batch, "noisy_audio", cfg, keys.noisy, train)
-    signals = (clean, clean_len, noisy, noisy_len)
-    return see_features(params, state, *signals, cfg, keys, rows, train, apply_mask, mask, gather)
+    keys, rows = _keys(key, batch, parts)
+    given = next((batch[name] for name in _INSTEAD if name in batch), None)
+    if tables is None and given is not None:
+        tables = make_tables(cfg.preprocessor, given.device)
 
+    def features(name: str, key: Key | None) -> tuple[Tensor, Tensor]:
+        """A signal's features ``[B, M, F]`` and their lengths, computed or as given."""
+        if name not in batch:
+            return batch[_INSTEAD[name]], batch[f"{_INSTEAD[name]}_len"]
+        signal, length = batch[name], batch[f"{name}_len"]
+        return parts.features(signal, length, cfg.preprocessor, key=key, train=train, tables=tables)
 
-def _features(batch: Batch, name: str, cfg: Config, key: Key | None, train: bool) -> tuple[Tensor, Tensor]:
-    """A signal's features ``[B, M, F]`` and their lengths, computed or as given."""
-    if name in batch:
-        return log_mel(batch[name], batch[f"{name}_len"], cfg.preprocessor, key=key, train=train)
-    given = _INSTEAD[name]
-    return batch[given], batch[f"{given}_len"]
+    signals = (*features("audio", keys.clean), *features("noisy_audio", keys.noisy))
+    return see_features(params, state, *signals, cfg, keys, rows, train, apply_mask, mask, gather, parts)
 
 
 def see_features(
     params: Params, state: State, clean: Tensor, clean_len: Tensor, noisy: Tensor, noisy_len: Tensor, cfg: Config,
-    keys: _Keys, rows: Tensor | None, train: bool, apply_mask: bool, mask: Tensor | None, gather: Gather | None = None,
+    keys: Keys, rows: Tensor | None, train: bool, apply_mask: bool, mask: Tensor | None, gather: Gather | None,
+    parts: Parts,
 ) -> _Seen:  # fmt: skip
     """From the two signals' features ``[B, M, F]`` to targets and encoded frames."""
     if clean.shape != noisy.shape:
@@ -205,43 +191,42 @@ def see_features(
             "targets and input must be equally wide, so pad the two signals to one length."
         )
     embedding = (params["masking"] if "masking" in params else state["masking"])["embedding"]
+    front = {"subsampling": params["encoder"]["subsampling"]}
     tokens_of = clean
     if cfg.mask_position == "post_conv":
         # Targets come from the same subsampling as the input, but teach it nothing.
-        frozen = tree_map(torch.Tensor.detach, params["encoder"]["subsampling"])
-        frames, _ = subsample_features({"subsampling": frozen}, clean, clean_len, cfg.encoder)
+        frozen = tree_map(torch.Tensor.detach, front["subsampling"])
+        frames, _ = parts.subsample({"subsampling": frozen}, clean, clean_len, cfg.encoder)
         tokens_of = frames.transpose(1, 2)
-        x, lengths = subsample_features(params["encoder"], noisy, noisy_len, cfg.encoder)
-        mask = _mask(mask, apply_mask, keys.mask, lengths, x.shape[1], cfg)
+        x, lengths = parts.subsample(front, noisy, noisy_len, cfg.encoder)
+        mask = _mask(mask, apply_mask, keys.mask, lengths, x.shape[1], cfg, parts)
         if cfg.encoder.detach_subsampling:
             x = x.detach()
         x = replace_masked(x.transpose(1, 2), mask, embedding).transpose(1, 2)
     else:
-        mask = _mask(mask, apply_mask, keys.mask, noisy_len, noisy.shape[2], cfg)
+        mask = _mask(mask, apply_mask, keys.mask, noisy_len, noisy.shape[2], cfg, parts)
         noisy = replace_masked(noisy, mask, embedding)
-        x, lengths = subsample_features(params["encoder"], noisy, noisy_len, cfg.encoder)
-    tokens = quantize(state, tokens_of, cfg)
+        x, lengths = parts.subsample(front, noisy, noisy_len, cfg.encoder)
+    tokens = parts.quantize(state["quantizer"], tokens_of, cfg.quantizer)
     encoded = encode_frames(
         params["encoder"], state["encoder"], x, lengths, cfg.encoder,
-        key=keys.dropout, train=train, rows=rows, gather=gather,
+        key=keys.dropout, train=train, rows=rows, gather=gather, parts=parts.encoder,
     )  # fmt: skip
     return _Seen(encoded.frames, encoded.lengths, tokens, mask, {**state, "encoder": encoded.state})
 
 
-def _keys(key: Key | None, batch: Batch) -> tuple[_Keys, Tensor | None]:
-    """Keys by name. Signals and masks have a key for each row, so that a row's draws do not depend on its batch."""
+def _keys(key: Key | None, batch: Batch, parts: Parts) -> tuple[Keys, Tensor | None]:
     rows = batch.get("row")
     if key is None:
-        return _Keys(), rows
+        return Keys(), rows
     random.check_one_key(key, "forward: key")
-    clean, noisy, masks, drop = random.split(key, 4).unbind(0)
     size = batch["audio" if "audio" in batch else "features"].shape[0]
-    names = torch.arange(size, device=key.device) if rows is None else rows
-    rows_of = [random.fold_in(one, names) for one in (clean, noisy, masks)]
-    return _Keys(rows_of[0], rows_of[1], rows_of[2], drop), rows
+    return parts.keys(key, torch.arange(size, device=key.device) if rows is None else rows), rows
 
 
-def _mask(mask: Tensor | None, apply_mask: bool, key: Key | None, lengths: Tensor, frames: int, cfg: Config) -> Tensor:
+def _mask(
+    mask: Tensor | None, apply_mask: bool, key: Key | None, lengths: Tensor, frames: int, cfg: Config, parts: Parts
+) -> Tensor:
     """The given mask, a drawn one, or none at all: bool ``[B, frames]``."""
     shape = (lengths.shape[0], frames)
     if mask is not None:
@@ -253,17 +238,7 @@ def _mask(mask: Tensor | None, apply_mask: bool, key: Key | None, lengths: Tenso
         return torch.zeros(shape, dtype=torch.bool, device=lengths.device)
     if key is None:
         raise ValueError("forward: drawing a mask needs key=; pass one, or mask=, or apply_mask=False.")
-    return draw_mask(key, lengths, frames, cfg.masking, cfg.mask_block)
-
-
-def token_histogram(tokens: Tensor, counted: Tensor, classes: int) -> Tensor:
-    """How often each class occurs: tokens ``[B, T, K]`` where ``counted [B, T]`` -> int64 ``[K, C]``."""
-    tokens = tokens if tokens.ndim == 3 else tokens[..., None]
-    by_book = tokens.flatten(0, 1).transpose(0, 1)
-    weight = counted.flatten()[None].expand_as(by_book).to(torch.int64)
-    return torch.zeros(by_book.shape[0], classes, dtype=torch.int64, device=tokens.device).scatter_add(
-        1, by_book, weight
-    )
+    return parts.mask(key, lengths, frames, cfg.masking, cfg.mask_block)
 
 
 _INSTEAD = {"audio": "features", "noisy_audio": "noisy_features"}

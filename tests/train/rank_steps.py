@@ -21,6 +21,7 @@ from nest_fn.train.data.dataset import batches, open_dataset
 from nest_fn.train.distributed.launch import Job, joined
 from nest_fn.train.distributed.sharding import Sharding, make_sharding
 from nest_fn.train.run.state_sharding import cut, whole
+from nest_fn.train.step.compiled import EAGER, compile_parts
 from nest_fn.train.step.micro_batches import micro_batches, to_device
 from nest_fn.train.step.step import TrainState, init_train_state, make_step, training_loss
 
@@ -43,9 +44,9 @@ def run(cfg: Config, job: Job, steps: int) -> dict[str, Any]:
     ranks, parts = job.ranks, cfg.trainer.accumulate
     sharding = make_sharding(flatten(ts.params), ranks, CPU) if cfg.trainer.shard else Sharding(ranks)
     ts = cut(ts, sharding)
-    loss = training_loss(cfg, sharding=sharding)
-    if cfg.trainer.compile == "on":  # all but code generation, which takes minutes on a CPU
-        loss = torch.compile(loss, fullgraph=True, dynamic=False, backend="aot_eager")
+    # All but code generation, which takes minutes on a CPU.
+    functions = compile_parts(lambda _: "aot_eager") if cfg.trainer.compile == "on" else EAGER
+    loss = training_loss(cfg, sharding=sharding, parts=functions)
     step = make_step(cfg, donate=True, loss=loss, sharding=sharding)
     stream = batches(open_dataset(cfg.data, 0), rank=ranks.rank, world=ranks.world, parts=parts)
     lines = []

@@ -14,10 +14,11 @@ the whole source, heard or not.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
+from nest_fn.config import Config
 from nest_fn.config.training import AugmentConfig
 from nest_fn.layers import random
 from nest_fn.layers.types import Key, Tensor
@@ -97,6 +98,14 @@ def split_key(key: Key) -> tuple[Key, Key]:
     """A step's key into that of the mixture and that of the model."""
     mixing, model = random.split(key, 2).unbind(0)
     return mixing, model
+
+
+def mixed(raw: Mapping[str, Any], cfg: Config, key: Key, rirs: Tensor | None) -> tuple[dict[str, Tensor], Key]:
+    """What the model hears of ``raw`` in a step, and the model's own key."""
+    mixing, model = split_key(key)
+    batch = augment(raw, cfg.data.augment, mixing, rirs, pool=raw.get("pool"))
+    batch["row"] = raw["utterance"]
+    return batch, model
 
 
 def draw_words(key: Key, utterance: Tensor, cfg: AugmentConfig) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,7 @@ from nest_fn.masking import apply_mask, draw_mask
 from nest_fn.quantizer import quantize_features
 from nest_fn.train.run.device import keep_freed_memory
 from nest_fn.train.run.record.run_folder import environment
+from nest_fn.train.step.compiled import compile_parts, inductor
 from nest_fn.train.step.optimizer import make_optimizer
 from nest_fn.train.step.step import init_train_state, make_step, training_loss, value_and_grad
 
@@ -154,7 +155,8 @@ def functional_call_cost(calls: int = 2000) -> float:
 def compiled_step(cfg: Config, repeats: int) -> dict[str, float]:
     """Seconds to the first compiled step, and core-seconds of the next ones."""
     ts, raw, key = init_train_state(random.key(0), cfg), workload(cfg), random.key(0)
-    step = make_step(cfg, compile=True, donate=True)
+    parts = compile_parts(inductor(lambda _: None))
+    step = make_step(cfg, donate=True, loss=training_loss(cfg, parts=parts))
     start = time.monotonic()
     step(ts, [raw], key)
     first = time.monotonic() - start

@@ -26,15 +26,16 @@ from nest_fn.layers.lengths import valid_mask
 from nest_fn.layers.types import Key, Tensor
 from nest_fn.losses import token_mask
 from nest_fn.model import forward
+from nest_fn.train.augment.mixing import mixed
 from nest_fn.train.data.dataset import RawBatch, batches
 from nest_fn.train.errors import CheckpointError, UsageError
-from nest_fn.train.run.context import TRAIN, Reporter, Run, compiled, open_run
+from nest_fn.train.run.context import TRAIN, Reporter, Run, open_run, step_parts
 from nest_fn.train.run.failure_dump import failures_folder, memory_told, named
 from nest_fn.train.run.record.checkpoints import Saved, load
 from nest_fn.train.run.record.run_folder import RunFolder
 from nest_fn.train.step import metrics as measures
 from nest_fn.train.step.micro_batches import micro_batches, to_device
-from nest_fn.train.step.step import RefusedUpdate, TrainState, cast, make_step, mixed, training_loss
+from nest_fn.train.step.step import RefusedUpdate, TrainState, cast, make_step, training_loss
 
 
 class Row(NamedTuple):
@@ -74,8 +75,7 @@ def replay(folder: str | Path, step: int, overrides: Sequence[str], reporter: Re
     run = _open(Path(folder), step, overrides, reporter)
     origin = _origin(Path(folder), step)
     saved = load(run.cfg, origin, run.digest, reporter.warn, run.device, allow_changes=True)
-    loss = training_loss(run.cfg, run.rirs)
-    make = make_step(run.cfg, compile=compiled(run.cfg, run.device), loss=loss)
+    make = make_step(run.cfg, loss=training_loss(run.cfg, run.rirs, parts=step_parts(run), tables=run.tables))
     stream = batches(run.train, epoch=saved.epoch, batch=saved.batch)
     with closing(stream):  # type: ignore[type-var]
         ts = _catch_up(run, saved, make, stream, step)

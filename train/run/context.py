@@ -15,6 +15,7 @@ from nest_fn.config import Config
 from nest_fn.layers import random
 from nest_fn.layers.tree import count, flatten
 from nest_fn.layers.types import Key, Tensor
+from nest_fn.mel import Tables, make_tables
 from nest_fn.model import abstract
 from nest_fn.train.augment.reverb import load_rooms
 from nest_fn.train.data.dataset import Dataset, open_dataset
@@ -22,6 +23,7 @@ from nest_fn.train.distributed.collectives import Ranks
 from nest_fn.train.distributed.launch import SINGLE, Job
 from nest_fn.train.distributed.sharding import WHOLE, Sharding, make_sharding
 from nest_fn.train.errors import UsageError
+from nest_fn.train.step.compiled import EAGER, StepParts, compile_parts, inductor
 
 from .device import keep_freed_memory
 from .record.run_folder import RunFolder
@@ -55,6 +57,7 @@ class Run:
     train: Dataset
     valid: Dataset | None
     rirs: Tensor | None
+    tables: Tables  # of the preprocessor, on the device
     device: torch.device
     key: Key
     voice: Reporter  # heard on every rank; ``reporter`` on rank 0 alone
@@ -121,6 +124,11 @@ def compiled(cfg: Config, device: torch.device) -> bool:
     return cfg.trainer.compile == "on" or (cfg.trainer.compile == "auto" and device.type == "cuda")
 
 
+def step_parts(run: Run) -> StepParts:
+    """The parts of the run's step; where they are compiled, its reporter says so."""
+    return compile_parts(inductor(run.reporter.say)) if compiled(run.cfg, run.device) else EAGER
+
+
 def open_run(cfg: Config, folder: RunFolder, reporter: Reporter, job: Job = SINGLE) -> Run:
     """Read the data and choose the device. Raises ``DataError``, ``UsageError``."""
     device = choose_device(cfg.trainer.device, job)
@@ -141,7 +149,8 @@ def open_run(cfg: Config, folder: RunFolder, reporter: Reporter, job: Job = SING
     cut = make_sharding(flatten(abstract(cfg)[0]), job.ranks, device) if cfg.trainer.shard else Sharding(job.ranks)
     key = random.key(seed, device=device)
     speaker = reporter if job.ranks.first else Muted()
-    return Run(cfg, folder, board, speaker, train, valid, rirs, device, key, reporter, job, cut)
+    tables = make_tables(cfg.preprocessor, device)
+    return Run(cfg, folder, board, speaker, train, valid, rirs, tables, device, key, reporter, job, cut)
 
 
 def data_record(run: Run) -> dict[str, Any]:
@@ -162,7 +171,7 @@ def announce(run: Run) -> None:
         f"{len(plan)} batches an epoch of up to {cfg.data.batch_seconds:g} s, "
         f"padding efficiency {plan.efficiency(run.train.length):.3f}"
     )
-    mode = "compiled" if compiled(cfg, run.device) else "eager"
+    mode = "compiled, which takes minutes at first" if compiled(cfg, run.device) else "eager"
     say(f"{run.device.type}, {cfg.trainer.precision}, {mode}; run folder {run.folder.path}")
     for rule, dropped in run.train.manifest.dropped:
         say(f"left out: {dropped:,} utterances {rule}")

@@ -21,7 +21,7 @@ from nest_fn.train.step.evaluate import make_evaluate, validate
 from nest_fn.train.step.micro_batches import micro_batches, to_device
 from nest_fn.train.step.step import RefusedUpdate, make_step, training_loss
 
-from .context import TRAIN, VALID, Reporter, Run, announce, compiled, data_record, open_run
+from .context import TRAIN, VALID, Reporter, Run, announce, data_record, open_run, step_parts
 from .endings import collapsed, fetched, saved_at_the_end, stopped, unsaved
 from .failure_dump import failure, memory_told, named, utterances
 from .progress import Progress, due, save_due, save_progress
@@ -97,8 +97,8 @@ def _begin(run: Run, resume: str, allow_changes: bool) -> Progress:
 
 def _train(run: Run, progress: Progress, stop: StopRequest) -> int:
     trainer = run.cfg.trainer
-    loss = training_loss(run.cfg, run.rirs, run.sharding)
-    step = make_step(run.cfg, compile=compiled(run.cfg, run.device), donate=True, loss=loss, sharding=run.sharding)
+    loss = training_loss(run.cfg, run.rirs, run.sharding, parts=step_parts(run), tables=run.tables)
+    step = make_step(run.cfg, donate=True, loss=loss, sharding=run.sharding)
     evaluate = make_evaluate(run.cfg, run.rirs)
     stream = _batches(run, run.train, stop, epoch=progress.epoch, batch=progress.batch)
     key = random.fold_in(run.key, TRAIN)

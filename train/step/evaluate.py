@@ -10,8 +10,8 @@ import torch
 from nest_fn.config import Config
 from nest_fn.layers.lengths import valid_mask
 from nest_fn.layers.types import Key, Params, State, Tensor
-from nest_fn.losses import token_mask
-from nest_fn.model import forward, token_histogram
+from nest_fn.losses import token_histogram, token_mask
+from nest_fn.model import forward
 from nest_fn.train.augment.mixing import augment, split_key
 from nest_fn.train.distributed.collectives import ALONE, Ranks
 

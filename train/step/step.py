@@ -1,7 +1,8 @@
 """One training step as a function: ``step(train_state, batches, key) -> (train_state, metrics)``.
 
-Gradients come from autograd around the (compiled) loss: detached leaves go in, gradients come out, and nothing that was
-given has changed (docs/design.md, "Two gradient engines"). A key goes in and never comes out: ``fold_in(root, step)``.
+Gradients come from autograd around the loss, whose parts may be compiled: detached leaves go in, gradients come out,
+and nothing that was given has changed (docs/design.md, "Two gradient engines"). A key goes in and never comes out:
+``fold_in(root, step)``.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import torch
 from nest_fn.config import Config
 from nest_fn.layers.tree import fill, flatten, tree_map
 from nest_fn.layers.types import Key, Params, State, Tensor
+from nest_fn.mel import Tables
 from nest_fn.model import init, loss_sum
-from nest_fn.train.augment.mixing import augment, split_key
 from nest_fn.train.distributed.collectives import Ranks
 from nest_fn.train.distributed.sharding import WHOLE, Sharding
 from nest_fn.train.errors import NonFiniteError
 
+from .compiled import EAGER, StepParts
 from .optimizer import Optimizer, make_optimizer, scale
 from .schedule import Schedule, make_schedule
 
@@ -90,38 +92,36 @@ def value_and_grad(f: LossSum) -> Callable[..., tuple[tuple[Tensor, tuple[Metric
     return g
 
 
-def training_loss(cfg: Config, rirs: Tensor | None = None, sharding: Sharding = WHOLE) -> LossSum:
+def training_loss(
+    cfg: Config, rirs: Tensor | None = None, sharding: Sharding = WHOLE, *,
+    parts: StepParts = EAGER, tables: Tables | None = None,
+) -> LossSum:  # fmt: skip
     """``f(params, state, raw, key)``: mix, mask, encode, compare; a sum, with its metrics and the new state.
 
     Draws are named by utterance, so that they do not depend on how a batch is cut into parts or over ranks; nor do the
     speakers mixed in, if ``raw`` holds all rows of the batch under ``pool``. ``rirs`` float ``[R, L]`` are room
     responses for ``data.augment.rir_prob``. Of several ranks each sums over its own rows, batch statistics are over all
-    rows, and ``params`` are the rank's part of what ``sharding`` cuts.
+    rows, and ``params`` are the rank's part of what ``sharding`` cuts. ``parts`` are the functions that it calls, as
+    they are or compiled; ``tables`` those of the preprocessor, on the device, if they are not to be made each time.
     """
     gather = None if sharding.ranks.alone else sharding.ranks.gather
     dtype = torch.bfloat16 if cfg.trainer.precision == "bf16" else None
 
     def f(params: Params, state: State, raw: Mapping[str, Any], key: Key) -> tuple[Tensor, tuple[Metrics, State]]:
-        batch, model = mixed(raw, cfg, key, rirs)
+        batch, model = parts.mix(raw, cfg, key, rirs)
         if sharding.cut:
             params = fill(params, sharding.assemble(flatten(params), dtype))
-        return loss_sum(cast(params, cfg), state, batch, cfg, key=model, train=True, gather=gather)
+        return loss_sum(
+            cast(params, cfg), state, batch, cfg,
+            key=model, train=True, gather=gather, tables=tables, parts=parts.model,
+        )  # fmt: skip
 
     return f
-
-
-def mixed(raw: Mapping[str, Any], cfg: Config, key: Key, rirs: Tensor | None) -> tuple[dict[str, Tensor], Key]:
-    """What the model hears of ``raw`` in a step, and the model's own key."""
-    mixing, model = split_key(key)
-    batch = augment(raw, cfg.data.augment, mixing, rirs, pool=raw.get("pool"))
-    batch["row"] = raw["utterance"]
-    return batch, model
 
 
 def make_step(
     cfg: Config,
     *,
-    compile: bool = False,
     donate: bool = False,
     loss: LossSum | None = None,
     sharding: Sharding = WHOLE,
@@ -134,7 +134,7 @@ def make_step(
     ``trainer.skip_norm``.
     """
     f = loss if loss is not None else training_loss(cfg, sharding=sharding)
-    grads_of = value_and_grad(_compiled(f, cfg) if compile else f)
+    grads_of = value_and_grad(f)
     optimizer, schedule = make_optimizer(cfg.optim), make_schedule(cfg)
 
     def step(ts: TrainState, batches: Sequence[Mapping[str, Any]], key: Key) -> tuple[TrainState, Metrics]:
@@ -165,14 +165,6 @@ def _total(metrics: Metrics, ranks: Ranks) -> Metrics:
         return metrics
     summed = ranks.total({name: metric.to(torch.float64) for name, metric in metrics.items()})
     return {name: summed[name].to(metric.dtype) for name, metric in metrics.items()}
-
-
-def _compiled(f: LossSum, cfg: Config) -> LossSum:
-    """One graph for each shape of a batch; PyTorch would give up at the ninth."""
-    settings = torch._dynamo.config
-    settings.recompile_limit = max(settings.recompile_limit, 4 * cfg.data.num_buckets)
-    settings.accumulated_recompile_limit = max(settings.accumulated_recompile_limit, 16 * cfg.data.num_buckets)
-    return torch.compile(f, fullgraph=True, dynamic=False)
 
 
 def _update(
