@@ -1,4 +1,7 @@
-"""Log-probabilities, loss and gradients against the reference's stored runs, for both forms of the loss."""
+"""Log-probabilities, loss and gradients against the reference's stored runs, for both forms of the loss.
+
+The stored runs are float32: they, and our own float32, lie within what rounding does to our float64 (``rounding``).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import torch
 from nest_fn.config.model import DecoderConfig, LossConfig
 from nest_fn.decoder import log_probs
 from nest_fn.losses import masked_cross_entropy, masked_token_loss, token_mask
+from tests.parity.rounding import Leaves, beyond, sensitivity
 from tests.reference_cases import Case, load, names
 
 UNEQUAL = "decloss_targets_shorter"  # the reference pads the targets with class 0; here an error (Q45)
@@ -39,30 +43,48 @@ def loss_of(form: str, leaves: Any, targets: torch.Tensor, mask: torch.Tensor, c
     return masked.loss_sum / masked.count.clamp(min=1)
 
 
+def scores(leaves: Leaves, cfg: DecoderConfig) -> Leaves:
+    return {"log_probs": log_probs(*split(leaves), cfg).detach()}
+
+
+def loss_and_gradients(form: str, case: Case, leaves: Leaves) -> Leaves:
+    _, targets, mask, cfg = parts(case)
+    leaves = {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
+    loss = loss_of(form, leaves, targets, mask, cfg)
+    grads = torch.autograd.grad(loss, list(leaves.values()))
+    return {"loss": loss.detach()} | {f"grads/{name}": grad for name, grad in zip(leaves, grads, strict=True)}
+
+
+def stored(case: Case) -> Leaves:
+    """The reference's loss and gradients; a loss of NaN, where nothing is masked, is 0 here (docs/parity.md)."""
+    found = {"loss": torch.zeros(()) if case.config["loss_is_nan"] else case.tensors["out/loss"].reshape(())}
+    found["grads/encoded"] = case.tensors["grads/@encoder_output"].transpose(1, 2)
+    found["grads/weight"] = case.tensors["grads/decoder_layers.0.weight"][..., 0]
+    if "grads/decoder_layers.0.bias" in case.tensors:
+        found["grads/bias"] = case.tensors["grads/decoder_layers.0.bias"]
+    return found
+
+
 @pytest.mark.parametrize("name", [*CASES, UNEQUAL])
 def test_log_probs(name: str) -> None:
     case = load(name)
     leaves, _, _, cfg = parts(case)
-    torch.testing.assert_close(log_probs(*split(leaves), cfg), case.tensors["out/log_probs"], atol=2e-6, rtol=0)
+    wanted, worst = sensitivity(lambda given: scores(given, cfg), leaves)
+    for found in ({"log_probs": case.tensors["out/log_probs"]}, scores(leaves, cfg)):
+        assert beyond(found, wanted, worst)["log_probs"] <= 1
 
 
 @pytest.mark.parametrize("form", ["reference", "fast"])
 @pytest.mark.parametrize("name", CASES)
 def test_loss_and_gradients(name: str, form: str) -> None:
     case = load(name)
-    leaves, targets, mask, cfg = parts(case)
-    loss = loss_of(form, leaves, targets, mask, cfg)
-    wanted = 0.0 if case.config["loss_is_nan"] else case.tensors["out/loss"].item()  # Q14
-    assert loss.item() == pytest.approx(wanted, abs=5e-6)
-    grads = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
-    stored = {"encoded": case.tensors["grads/@encoder_output"].transpose(1, 2)}
-    stored["weight"] = case.tensors["grads/decoder_layers.0.weight"][..., 0]
-    if "bias" in leaves:
-        stored["bias"] = case.tensors["grads/decoder_layers.0.bias"]
-    for leaf, grad in grads.items():
-        torch.testing.assert_close(grad, stored[leaf], atol=1e-6 * max(float(stored[leaf].abs().max()), 0.1), rtol=0)
-    if case.config["loss_is_nan"]:
-        assert all((grad == 0).all() for grad in grads.values())
+    leaves, *_ = parts(case)
+    wanted, worst = sensitivity(lambda given: loss_and_gradients(form, case, given), leaves)
+    for found in (stored(case), loss_and_gradients(form, case, leaves)):
+        if case.config["loss_is_nan"]:
+            assert all((value == 0).all() for value in (*found.values(), *wanted.values()))
+        else:
+            assert {key: share for key, share in beyond(found, wanted, worst).items() if share > 1} == {}
 
 
 @pytest.mark.parametrize("form", ["reference", "fast"])

@@ -41,7 +41,9 @@ def features(compat: Compat = "current", normalize: str | None = "per_feature") 
 
 
 def tokens() -> torch.Tensor:
-    weight = torch.sin(0.37 * torch.arange(32 * 640, dtype=torch.float64) + 0.11).to(torch.float32).reshape(32, 640)
+    weight = (
+        torch.sin(0.37 * torch.arange(32 * 640, dtype=torch.float64) + 0.11).to(torch.float32).double().reshape(32, 640)
+    )
     codes = torch.sin(1.7 * torch.arange(2 * 64 * 16, dtype=torch.float64) + 0.3).reshape(2, 64, 16)
     state: QuantizerState = {"projection": {"weight": weight}, "codebooks": codes / codes.norm(dim=-1, keepdim=True)}
     cfg = QuantizerConfig(code_dim=16, num_classes=64, num_books=2, combine_time_steps=8, feat_in=80)
@@ -64,7 +66,8 @@ def encoded(cfg: EncoderConfig) -> tuple[torch.Tensor, torch.Tensor]:
 )
 def test_features(compat: Compat, normalize: str | None, wanted: list[float]) -> None:
     x, _ = features(compat, normalize)
-    golden.check(x, dict(zip(ENTRIES, wanted, strict=True)))
+    # Their float32 run is right to about 1e-4 where a bin is near silence (tests/parity/rounding.py).
+    golden.check(x, dict(zip(ENTRIES, wanted, strict=True)), tolerance=1e-4)
 
 
 def test_features_as_a_whole() -> None:

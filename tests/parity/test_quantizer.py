@@ -7,6 +7,7 @@ import torch
 
 from nest_fn.config.model import QuantizerConfig
 from nest_fn.quantizer import QuantizerState, code_vectors, quantize_features
+from tests.parity.rounding import EPS32
 from tests.reference_cases import Case, load, names
 
 CASES = [name for name in names("quant_") if name != "quant_errors"]
@@ -27,9 +28,22 @@ def test_tokens(name: str, precision: str) -> None:
     case = load(name)
     state, cfg = setup(case, precision)
     got, wanted = quantize_features(state, case.tensors["in/input_signal"], cfg), case.tensors["out/xid"]
-    clear = case.tensors["out/margin"].reshape(wanted.shape) > 1e-5
-    assert got.shape == wanted.shape and got.dtype == torch.int64 and clear.any()
+    clear = case.tensors["out/margin"].reshape(wanted.shape) > least_margin(case)
+    assert got.shape == wanted.shape and got.dtype == torch.int64 and clear.double().mean() > 0.5
     assert torch.equal(got[clear], wanted[clear])
+
+
+def least_margin(case: Case) -> float:
+    """By how much the best code must lead, so that rounding in float32 decides nothing.
+
+    A projection sums n products, a distance d of them; n roundings add up to sqrt(n) of their size, which is that of
+    the products: their norm over that of the sum is the worst factor by which cancellation magnifies it.
+    """
+    weight, features = case.tensors["weights/proj.weight"].double(), case.tensors["in/input_signal"].double()
+    stacked = features.transpose(1, 2).reshape(-1, weight.shape[1])
+    stacked = stacked[stacked.abs().sum(1) > 0]
+    size = ((weight.abs() @ stacked.abs().T).norm(dim=0) / (weight @ stacked.T).norm(dim=0)).quantile(0.9)
+    return float(EPS32 * (weight.shape[1] ** 0.5 * size + 8 * weight.shape[0] ** 0.5))
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if "_l2_" in name])
