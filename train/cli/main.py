@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +88,11 @@ def _ended(code: int) -> int:
     return code
 
 
-def _abandon(error: NestError) -> None:
+def _abandon(log: Any, error: NestError) -> None:
     """End at once, whatever the main thread waits for."""
-    _tell(f"error: {error}")
+    log.write(words(error))
+    log.close()
+    _tell(words(error))
     os._exit(error.exit_code)
 
 
@@ -161,6 +164,7 @@ def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
 def _pretrain(args: argparse.Namespace) -> int:
     from nest_fn.train.distributed.launch import joined
     from nest_fn.train.run.loop import pretrain
+    from nest_fn.train.run.record.log_file import LogFile
     from nest_fn.train.run.record.run_folder import RunFolder
 
     from .console import ConsoleReporter
@@ -174,7 +178,8 @@ def _pretrain(args: argparse.Namespace) -> int:
         return 0
     folder = RunFolder(args.folder or Path("runs") / Path(args.config).stem)
     command = [shlex.quote(word) for word in sys.argv]
-    with joined(cfg.trainer.rank_timeout_s, cfg.trainer.collective_timeout_s, _abandon) as job:
+    abandon = partial(_abandon, LogFile(folder.log(int(os.environ.get("RANK", "0")))))
+    with joined(cfg.trainer.rank_timeout_s, cfg.trainer.collective_timeout_s, abandon) as job:
         return pretrain(
             cfg, folder, ConsoleReporter(), resume=args.resume, command=command, allow_changes=args.allow_changes,
             job=job,

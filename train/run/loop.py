@@ -147,15 +147,13 @@ def _step(run: Run, progress: Progress, step: Any, raw: RawBatch, key: Key) -> M
             batch = to_device(raw, run.device)
             pool = gather_mates(raw, batch["audio"], run.cfg.data.augment, step_key, run.ranks)
             parts = micro_batches(batch, run.cfg.trainer.accumulate, pool)
-            progress.ts, values = step(progress.ts, parts, step_key)
-    except RefusedUpdate as refused:
-        _leave_out(run, progress, raw, step_key, refused)
-        values = refused.metrics
-        progress.window = measures.skip(progress.window, values | audio)
-    else:
+            ts, values = step(progress.ts, parts, step_key)
+        progress.past(raw, ts, 0)  # before anything else can fail
         progress.window = measures.add(progress.window, values | audio)
-        progress.skipped = 0
-    progress.epoch, progress.batch, progress.valid_loss = raw["epoch"], raw["batch"] + 1, None
+    except RefusedUpdate as refused:
+        values = refused.metrics
+        _leave_out(run, progress, raw, step_key, refused)
+        progress.window = measures.skip(progress.window, values | audio)
     for problem in raw["bad"]:
         run.told(problem)
     return values
@@ -166,14 +164,13 @@ def _leave_out(run: Run, progress: Progress, raw: RawBatch, key: Key, refused: R
 
     Spikes (``trainer.skip_norm``) have no limit; the first one of a window is told.
     """
-    if not refused.finite:
-        if progress.skipped >= run.cfg.trainer.skip_nonfinite:
-            at = progress.saved()._replace(ts=whole(progress.ts, run.sharding), epoch=raw["epoch"], batch=raw["batch"])
-            raise failure(run, at, raw, key, refused) from None
-        progress.skipped += 1
+    if not refused.finite and progress.skipped >= run.cfg.trainer.skip_nonfinite:
+        at = progress.saved()._replace(ts=whole(progress.ts, run.sharding), epoch=raw["epoch"], batch=raw["batch"])
+        raise failure(run, at, raw, key, refused) from None
     if not refused.finite or not progress.window.get("skipped"):
         run.reporter.warn(f"{refused} Left out.\n  utterances: {named(utterances(run, raw))}")
-    progress.ts = progress.ts._replace(step=progress.ts.step + 1)
+    skipped = progress.skipped + (not refused.finite)
+    progress.past(raw, progress.ts._replace(step=progress.ts.step + 1), skipped)
 
 
 def _log(run: Run, progress: Progress, values: Mapping[str, Tensor]) -> None:

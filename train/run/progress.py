@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from nest_fn.train.data.dataset import RawBatch
 from nest_fn.train.step import metrics as measures
 from nest_fn.train.step.step import TrainState
 
@@ -26,6 +27,11 @@ class Progress:
     valid_loss: float | None = None  # of the validation at this very step
     sick: frozenset[str] = frozenset()  # what was warned of and has not gone since
     together: bool = False  # an error ends the run, and all ranks came to know of it between two steps
+
+    def past(self, raw: RawBatch, ts: TrainState, skipped: int) -> None:
+        """Go to the next batch, with the state after this one; all at once, so that an error finds no half of it."""
+        self.ts, self.epoch, self.batch, self.skipped = ts, raw["epoch"], raw["batch"] + 1, skipped
+        self.valid_loss = None
 
     def saved(self) -> Saved:
         """As a checkpoint holds it, but for parts that are cut over ranks."""

@@ -154,7 +154,13 @@ def make_step(
             raise RefusedUpdate(ts, total, grads, cfg.trainer.skip_norm, sharding.ranks)
         if cfg.trainer.clip_norm > 0:
             factor = factor * (cfg.trainer.clip_norm / (norm + 1e-6)).clamp(max=1.0)
-        return _update(ts, state, scale(grads, factor), optimizer, schedule, cfg, donate), total
+        grads = scale(grads, factor)
+        try:
+            return _update(ts, state, grads, optimizer, schedule, cfg, donate), total
+        except BaseException as error:
+            if donate:
+                error.add_note(OVERWRITTEN)
+            raise
 
     return step
 
@@ -173,12 +179,7 @@ def _update(
 ) -> TrainState:  # fmt: skip
     flat = flatten(ts.params)
     trained = {path: flat[path].detach() for path in grads}
-    try:
-        moved, opt_state = optimizer.update(trained, grads, ts.opt_state, schedule(ts.step), donate=donate)
-    except BaseException as error:
-        if donate:
-            error.add_note(OVERWRITTEN)
-        raise
+    moved, opt_state = optimizer.update(trained, grads, ts.opt_state, schedule(ts.step), donate=donate)
     params = fill(ts.params, flat | moved)
     ema = ts.ema
     if ema:
