@@ -51,10 +51,10 @@ def checkpoints(run: Path) -> dict[str, bytes]:
     return {str(path.relative_to(run)): path.read_bytes() for path in files}
 
 
-def started(argv: list[str]) -> subprocess.Popen[str]:
-    """The command in a process of its own."""
+def started(argv: list[str], program: tuple[str, ...] = ("nest_fn.train",)) -> subprocess.Popen[str]:
+    """The command, or another program with its words, in a process of its own."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "nest_fn.train", *argv]
+    command = [sys.executable, "-m", *program, *argv]
     root = Path(__file__).resolve().parents[2]
     return subprocess.Popen(command, cwd=root, env=environment, text=True, stderr=subprocess.PIPE)
 

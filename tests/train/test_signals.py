@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -24,6 +22,10 @@ from .test_pretrain import checkpoints, metrics, started, until, words
 
 OFTEN = ["trainer.log_every=1", "trainer.valid_every=6", "trainer.save_every=3", "trainer.keep_last=2"]
 OFTEN += ["trainer.keep_best=1", "trainer.keep_every=12"]
+
+
+HANGING = ("tests.train.hanging",)
+"""Storage on which some files never open."""
 
 
 class Signals:
@@ -86,17 +88,6 @@ def test_the_best_wants_a_validation(corpus: Corpus, tmp_path: Path, capsys: pyt
     assert "trainer.keep_best is 1 and data.valid names no manifest" in capsys.readouterr().err
 
 
-def _hanging(manifest: str, folder: Path, good: int = 0) -> str:
-    """A copy of a manifest whose audio, but for the first ``good`` files, can be opened and never comes."""
-    shutil.copytree(Path(manifest).parent, folder)
-    copy = folder / Path(manifest).name
-    for line in copy.read_text().splitlines()[good:]:
-        path = folder / json.loads(line)["audio_filepath"]
-        path.unlink()
-        os.mkfifo(path)
-    return str(copy)
-
-
 def _asked(process: subprocess.Popen[str], number: int, seconds: float = 10.0) -> str:
     """What a process tells that is asked to stop, and must within some seconds."""
     process.send_signal(number)
@@ -108,24 +99,23 @@ def _asked(process: subprocess.Popen[str], number: int, seconds: float = 10.0) -
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_stopped_while_the_first_batch_is_awaited(corpus: Corpus, tmp_path: Path, number: int, code: int) -> None:
-    run, data = tmp_path / "run", _hanging(corpus.train, tmp_path / "data")
-    late = [f"data.train={data}", "data.check_files=false", "data.num_workers=2"]
-    with started(words(corpus, run, *late)) as process:
+    run = tmp_path / "run"
+    late = ["data.check_files=false", "data.num_workers=2"]
+    with started(words(corpus, run, *late), (*HANGING, r"train\d+\.wav")) as process:
         until(run / "data.json", process)  # written when data is open, before the first batch
         time.sleep(1.0)
         told = _asked(process, number)
     assert process.returncode == code and "saved at step 0" in told and "Traceback" not in told
     assert steps(run) == [0]
-    moved = words(corpus, run, "trainer.max_steps=6", "trainer.valid_every=0")  # the same data where it can be read
-    assert main([*moved, "--resume", "must"]) == 0
+    again = words(corpus, run, "trainer.max_steps=6", "trainer.valid_every=0")
+    assert main([*again, "--resume", "must"]) == 0
     assert steps(run) == [6]
 
 
 def test_stopped_while_validation_waits_for_data(corpus: Corpus, tmp_path: Path) -> None:
-    run, data = tmp_path / "run", _hanging(corpus.valid, tmp_path / "data")
-    late = [f"data.valid={data}", "data.check_files=false", "data.num_workers=2", "trainer.valid_every=2"]
-    late += ["trainer.log_every=2"]
-    with started(words(corpus, run, *late)) as process:
+    run, often = tmp_path / "run", ["trainer.valid_every=2", "trainer.log_every=2"]
+    late = ["data.check_files=false", "data.num_workers=2"]
+    with started(words(corpus, run, *often, *late), (*HANGING, r"valid\d+\.wav")) as process:
         until(run / "metrics.jsonl", process)
         time.sleep(1.0)
         told = _asked(process, signal.SIGTERM)
@@ -134,9 +124,8 @@ def test_stopped_while_validation_waits_for_data(corpus: Corpus, tmp_path: Path)
 
 
 def test_stopped_while_data_is_opened(corpus: Corpus, tmp_path: Path) -> None:
-    run, manifest = tmp_path / "run", tmp_path / "never.jsonl"
-    os.mkfifo(manifest)
-    with started(words(corpus, run, f"data.train={manifest}")) as process:
+    run = tmp_path / "run"
+    with started(words(corpus, run), (*HANGING, r"train\.jsonl")) as process:
         until(run / "lock", process)
         time.sleep(1.0)
         told = _asked(process, signal.SIGTERM)
