@@ -5,10 +5,12 @@ A message says what was asked, what came, and what to do. Errors of the configur
 
 from __future__ import annotations
 
+import os
 import traceback
 
 from nest_fn.config.parse.errors import ConfigError
 from nest_fn.errors import CheckpointError, NestError
+from nest_fn.files.quoting import printable
 
 __all__ = [
     "EXIT_FAILURE",
@@ -84,10 +86,20 @@ def exit_code(error: BaseException) -> int:
     return EXIT_FAILURE
 
 
+def _is_memory(error: BaseException) -> bool:
+    """Whether memory ran out; PyTorch has no type for it on a CPU."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
+
+
 def words(error: BaseException) -> str:
     """What a person is told of it: a line where there is a remedy, else, for a fault of the program, the traceback."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return printable(f"error: {os.fsdecode(error.filename)}: {error.strerror}")
     if isinstance(error, NestError | ConfigError | OSError):
-        return f"error: {error}"
+        return printable(f"error: {error}")
+    if _is_memory(error):
+        return "error: out of memory; close other programs, or ask for less at a time"
     if isinstance(error, KeyboardInterrupt):
         return "stopped"
     return "".join(traceback.format_exception(error)).rstrip()

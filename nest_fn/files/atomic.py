@@ -48,8 +48,7 @@ def replacing(path: str | Path, room: int, folder: bool = False) -> Iterator[Pat
 def present(path: str | Path) -> Path:
     """``path``, or its former version where a writer died between taking that away and putting the new one there."""
     path = Path(path)
-    old = _old(path)
-    return old if not path.exists() and old.is_dir() else path
+    return path if path.exists() or not _old(path).is_dir() else _old(path)
 
 
 def remove(path: Path, strict: bool = True) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
+_WITHIN = re.compile(r"\n(?!  )")
 WIDTH = 80  # characters that a value may take
-_PATH = 4200  # characters of the longest path there is, and some
+_LINE = 1000  # characters of a message's line
 
 
 def shown(value: object, width: int = WIDTH) -> str:
@@ -21,10 +24,14 @@ def clip(text: str, width: int = WIDTH) -> str:
     return f"{text[:half]}...{text[-half:]}"
 
 
-def printable(text: str, width: int = _PATH) -> str:
-    """A text for a terminal: control characters and lone surrogates escaped, each line clipped."""
-    return "\n".join(clip("".join(map(_escaped, line)), width) for line in text[: 32 * width].split("\n"))
+def printable(text: str, width: int = _LINE) -> str:
+    """A message for a terminal: control characters and lone surrogates escaped, each line clipped.
+
+    A new line stays where an item of a list begins, two spaces in; one within a name is escaped.
+    """
+    lines = _WITHIN.sub(r"\\n", text).split("\n")
+    return "\n".join(clip("".join(map(_escaped, line)), width) for line in lines)
 
 
 def _escaped(letter: str) -> str:
-    return letter if letter.isprintable() or letter == "\t" else repr(letter)[1:-1]
+    return letter if letter.isprintable() else repr(letter)[1:-1]

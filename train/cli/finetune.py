@@ -56,12 +56,11 @@ def _finetune(args: argparse.Namespace) -> None:
     cfg = model.cfg.override(*_RECIPE, *args.overrides)
     params, state = (model.params, model.state) if not args.scratch else init(random.key(args.seed), cfg)
     tokens = None if args.tokens is None else read_tokens(args.tokens)
+    steps = finetune(params, state, cfg, frozen_steps=args.frozen_steps, tokens=tokens, seed=args.seed)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     lines = []
-    for step, rates, made in finetune(
-        params, state, cfg, frozen_steps=args.frozen_steps, tokens=tokens, seed=args.seed
-    ):
+    for step, rates, made in steps:
         lines.append({"step": step, **rates._asdict()})
         (out / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         trees = {"params": made.params, "state": made.state, "head": made.head}

@@ -9,7 +9,7 @@ import argparse
 import math
 import os
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from nest_fn.files.quoting import clip, shown
 from nest_fn.train.errors import UsageError
@@ -20,6 +20,12 @@ _DIGITS = 40  # of a number that is worth reading
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are ``UsageError``, so that they end as all others do: one line, exit code 2."""
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """``--option=--`` is no value; argparse would make an empty list of it."""
+        if action.option_strings and arg_strings == ["--"]:
+            self.error(f"argument {'/'.join(action.option_strings)}: want a value, got '--'")
+        return super()._get_values(action, arg_strings)
 
     def error(self, message: str) -> NoReturn:
         """Raise ``UsageError``."""
@@ -89,8 +95,8 @@ def path(text: str) -> str:
 
 
 def key(text: str) -> str:
-    """A name that is not empty."""
-    if not text.strip():
+    """A name that is not empty and can be printed."""
+    if not text.strip() or not text.isprintable():
         raise _refused("want a name", text)
     return text
 

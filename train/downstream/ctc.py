@@ -24,7 +24,7 @@ from nest_fn.layers.linear import init_linear, linear
 from nest_fn.layers.tree import flatten, unflatten
 from nest_fn.layers.types import Key, Params, State, Tensor
 from nest_fn.model import encode
-from nest_fn.train.data.dataset import RawBatch, batches, load_batch, open_dataset
+from nest_fn.train.data.dataset import Dataset, RawBatch, batches, load_batch, open_dataset
 from nest_fn.train.errors import DataError, UsageError
 from nest_fn.train.step.optimizer import global_norm, make_optimizer, scale
 from nest_fn.train.step.schedule import make_schedule
@@ -94,13 +94,23 @@ def finetune(
 ) -> Iterator[tuple[int, Rates, Finetuned]]:  # fmt: skip
     """Train head and encoder on ``data.train``, whose lines have ``text``; yields step, validation and model.
 
-    Steps, cadence, optimizer and schedule are the config's ``trainer`` and ``optim``. Raises ``DataError``.
+    Steps, cadence, optimizer and schedule are the config's ``trainer`` and ``optim``. Raises ``DataError`` and
+    ``UsageError`` before the first step, for characters that are no tokens too.
     """
     train = open_dataset(cfg.data, seed, split="train", sample_rate=cfg.sample_rate)
     valid = open_dataset(cfg.data, seed, split="valid", sample_rate=cfg.sample_rate)
     texts, valid_texts = _texts(train), _texts(valid)
     alphabet = Alphabet(tuple(tokens)) if tokens else alphabet_of(list(texts.values()))
-    key = random.key(seed)
+    for name, text in (*texts.items(), *valid_texts.items()):
+        alphabet.encode(text, name)
+    return _steps(params, state, cfg, train, valid, valid_texts, texts, alphabet, frozen_steps, random.key(seed))
+
+
+def _steps(
+    params: Params, state: State, cfg: Config, train: Dataset, valid: Dataset, valid_texts: Mapping[str, str],
+    texts: Mapping[str, str], alphabet: Alphabet, frozen_steps: int, key: Key,
+) -> Iterator[tuple[int, Rates, Finetuned]]:  # fmt: skip
+    """Train, and tell at each validation."""
     head = init_linear(random.fold_in(key, 0), _width(cfg), len(alphabet.tokens) + 1)
     optimizer, schedule = make_optimizer(cfg.optim), make_schedule(cfg)
     leaves = {"head." + path: leaf for path, leaf in flatten(head).items()}
@@ -121,7 +131,8 @@ def finetune(
         moved, opt_state = optimizer.update(_moving(leaves, frozen), grads, opt_state, schedule(step), donate=False)
         leaves = leaves | moved
         done = step + 1
-        if done % cfg.trainer.valid_every == 0 or done == cfg.trainer.max_steps:
+        every = cfg.trainer.valid_every
+        if (every > 0 and done % every == 0) or done == cfg.trainer.max_steps:
             tree = unflatten(leaves)
             made = Finetuned({**params, "encoder": tree["encoder"]}, tree["head"], state, alphabet)
             yield done, _evaluate(made, valid, valid_texts, cfg), made

@@ -41,7 +41,10 @@ def extract(
     ``weights``, one a layer, sum the layers up instead: ``[T, D]`` or ``[D]``. Frames are 80 ms at factor 8. Raises
     ``UsageError``, ``DataError``.
     """
-    chosen = layer_numbers(model.cfg.encoder.n_layers, layers)
+    try:
+        chosen = layer_numbers(model.cfg.encoder.n_layers, layers)
+    except ValueError as error:
+        raise UsageError(f"extract: {error}") from error
     if weights is not None and len(weights) != len(chosen):
         raise UsageError(f"extract: {len(weights)} weights for {len(chosen)} layers; give one a layer")
 
