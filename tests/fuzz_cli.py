@@ -163,7 +163,7 @@ def check(case: Case, stage: Stage) -> Ended:
     ended = run(case)
     after = stage.files()
     made = after.keys() - before.keys()
-    stage.tidy(made)
+    stage.tidy(made, [path for path in before if before[path] != after.get(path)])
     say = f"{[word[:200] for word in case.argv]} -> {ended.code!r}\n{ended.err[-3000:]}"
     assert ended.code in CODES, say
     assert "Traceback" not in ended.err + ended.out, say

@@ -30,6 +30,8 @@ ODD = (
 _TINY = ("encoder.n_layers=1", "encoder.subsampling_conv_channels=8", "data.batch_seconds=4", "data.max_duration=4",
          "trainer.max_steps=1", "data.num_workers=0")  # fmt: skip
 
+_TWO = ("trainer.max_steps=2", "trainer.save_every=1")
+
 
 class Stage:
     """Where a line is tried: the current folder."""
@@ -38,6 +40,8 @@ class Stage:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        plain = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+        self._contents = {str(path): path.read_bytes() for path in plain}
         self.keys = sorted({*flatten(to_plain(Config())), "data.train", "nonsense", "encoder", "a.b"})
 
     def good(self, command: str) -> dict[str, list[str]]:
@@ -46,7 +50,7 @@ class Stage:
         train = ["data.train=m.jsonl", "data.valid=m.jsonl", *_TINY]
         return {
             "pretrain": {"config": ["tiny"], "folder": out, "overrides": train},
-            "replay": {"run": ["run"], "step": ["0"], "overrides": []},
+            "replay": {"run": ["run"], "step": ["1"], "overrides": []},
             "data scan": {"folder": ["audio"], "manifest": ["out/new.jsonl"]},
             "data validate": {"manifest": data},
             "data stats": {"manifest": data},
@@ -72,8 +76,11 @@ class Stage:
                 found[path] = (look.st_size, look.st_mtime_ns) if known else (0, 0)
         return found
 
-    def tidy(self, made: set[str]) -> None:
-        """Remove what a line made."""
+    def tidy(self, made: set[str], changed: list[str]) -> None:
+        """Remove what a line made, and put back what it changed."""
+        for path in changed:
+            if path in self._contents:
+                Path(path).write_bytes(self._contents[path])
         for path in sorted(made):
             if os.path.isdir(path) and not os.path.islink(path):
                 shutil.rmtree(path, ignore_errors=True)
@@ -112,7 +119,9 @@ def _good() -> None:
     save_file("model.pt", *init(key(0), cfg), cfg)
     told = io.StringIO()
     with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
-        assert main(["pretrain", "-c", "tiny", "--folder", "run", "data.train=m.jsonl", *_TINY]) == 0, told.getvalue()
+        assert main(["pretrain", "-c", "tiny", "--folder", "run", "data.train=m.jsonl", *_TINY, *_TWO]) == 0, (
+            told.getvalue()
+        )
 
 
 def _odd() -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "NonFiniteError",
     "UsageError",
     "exit_code",
+    "is_memory",
     "words",
 ]
 
@@ -86,7 +87,7 @@ def exit_code(error: BaseException) -> int:
     return EXIT_FAILURE
 
 
-def _is_memory(error: BaseException) -> bool:
+def is_memory(error: BaseException) -> bool:
     """Whether memory ran out; PyTorch has no type for it on a CPU."""
     names = {kind.__name__ for kind in type(error).__mro__}
     return bool(names & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
@@ -98,7 +99,7 @@ def words(error: BaseException) -> str:
         return printable(f"error: {os.fsdecode(error.filename)}: {error.strerror}")
     if isinstance(error, NestError | ConfigError | OSError):
         return printable(f"error: {error}")
-    if _is_memory(error):
+    if is_memory(error):
         return "error: out of memory; close other programs, or ask for less at a time"
     if isinstance(error, KeyboardInterrupt):
         return "stopped"

@@ -75,7 +75,7 @@ LIMITS: dict[str, Range] = {
     "masking.block_size": Range(1, 2**20),
     "masking.mask_prob": SHARE,
     "masking.mask_value": Range(-1e6, 1e6),
-    "masking.max_mask_ratio": SHARE,
+    "masking.max_mask_ratio": Range(0, 1, open_low=True),
     "masking.feat_in": Range(1, 2**24),
     "quantizer.code_dim": Range(1, 2**16),
     "quantizer.num_classes": Range(2, 2**24),

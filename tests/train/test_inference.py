@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,8 @@ from nest_fn.checkpoint import model_files as checkpoint
 from nest_fn.train.cli.main import main
 from nest_fn.train.data.corpus.audio import read_audio
 from nest_fn.train.data.corpus.wav import write_wav
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +98,26 @@ def test_probe_tells_two_kinds_of_tone_apart(corpus: Path, capsys: pytest.Captur
     scores = {line.split()[0]: float(line.split()[3]) for line in capsys.readouterr().out.splitlines()}
     assert scores["log-mel"] == 1.0 and scores["learnt"] > 0.9 and scores["weighted"] > 0.9
     assert main(["probe", str(corpus / "model"), "--label", "no", "--train", manifest, "--test", manifest]) == 3
+
+
+def test_out_of_memory_names_the_batch_and_the_options(tmp_path: Path) -> None:
+    """In a process that may have little of it."""
+    cfg = Config.preset("tiny", ["encoder.n_layers=1"])
+    checkpoint.save_file(tmp_path / "model.pt", *init(key(0), cfg), cfg)
+    write_wav(tmp_path / "long.wav", np.zeros(16000 * 600, np.int16))
+    script = """
+import resource, sys
+from nest_fn.train.cli.main import main
+import torchaudio
+from pathlib import Path
+held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (held + 400 * 2**20, resource.RLIM_INFINITY))
+sys.exit(main(sys.argv[1:]))
+"""
+    argv = ["extract", str(tmp_path / "model.pt"), str(tmp_path / "long.wav"), "--out", str(tmp_path / "out")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", script, *argv, "--batch-seconds", "600"], cwd=ROOT, env=environment,
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("error: out of memory in a batch of 1 x 600.31 s; lower --batch-seconds")
+    assert not list((tmp_path / "out").glob("*.npy"))

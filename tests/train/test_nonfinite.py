@@ -16,7 +16,7 @@ from nest_fn.checkpoint.folder import read_checkpoint
 from nest_fn.layers.tree import flatten
 from nest_fn.train.cli.main import main
 from nest_fn.train.data.corpus.wav import write_wav
-from nest_fn.train.run.failure_dump import is_memory
+from nest_fn.train.errors import is_memory
 
 from .conftest import Corpus
 from .test_pretrain import checkpoints, metrics, words

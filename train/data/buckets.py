@@ -76,7 +76,7 @@ def _best(
     budget = round(share * config.batch_seconds * sample_rate)
     tried = []
     for number, width in enumerate(choices):
-        shapes = Shapes(width, _rows(width, lengths, budget, config))
+        shapes = Shapes(width, _rows(width, lengths, budget, config, sample_rate))
         batches = batch_counts(shapes, np.bincount(shapes.bucket(lengths), minlength=len(width)))
         padded = int((np.array(batches) * shapes.rows * shapes.width).sum())
         tried.append((padded, number, shapes))
@@ -84,7 +84,9 @@ def _best(
     return shapes, padded
 
 
-def _rows(width: NDArray[np.int64], lengths: NDArray[np.int64], budget: int, config: DataConfig) -> NDArray[np.int64]:
+def _rows(
+    width: NDArray[np.int64], lengths: NDArray[np.int64], budget: int, config: DataConfig, sample_rate: int
+) -> NDArray[np.int64]:
     """Rows of each bucket: what the budget holds, in multiples of ``row_multiple``, no more than utterances."""
     multiple = config.row_multiple
     most = min(config.max_batch_size // multiple, -(-len(lengths) // multiple)) * multiple
@@ -95,7 +97,7 @@ def _rows(width: NDArray[np.int64], lengths: NDArray[np.int64], budget: int, con
     if multiple * longest > budget:
         raise UsageError(
             f"data: batch_seconds {config.batch_seconds} cannot hold {multiple} rows of the longest utterance, "
-            f"{longest / budget * config.batch_seconds:.2f} s; raise batch_seconds, lower max_duration or row_multiple"
+            f"{longest / sample_rate:.2f} s; raise batch_seconds, lower max_duration or row_multiple"
         )
     return np.maximum(rows, multiple)  # the width may exceed the budget by its rounding alone
 

@@ -24,7 +24,7 @@ from nest_fn.hidden_states import features, layer_numbers
 from nest_fn.layers.types import Tensor
 from nest_fn.model import quantize
 from nest_fn.train.data.dataset import Dataset
-from nest_fn.train.errors import UsageError
+from nest_fn.train.errors import MemoryExhausted, UsageError, is_memory
 
 from .inference import Model, utterances
 
@@ -95,13 +95,25 @@ def _write_all(
         missing = [row for row, index in enumerate(batch.number.tolist()) if not (out / names[index]).exists()]
         if not missing:
             continue
-        for index, arrays in zip(
-            batch.number[missing].tolist(), make(batch.audio[missing], batch.lengths[missing]), strict=True
-        ):
+        made = _memory_told(make(batch.audio[missing], batch.lengths[missing]), batch.audio.shape, dataset.sample_rate)
+        for index, arrays in zip(batch.number[missing].tolist(), made, strict=True):
             _write(out / names[index], arrays, form)
             yield names[index]
     lines = [{**dataset.manifest.fields(index), "feature_filepath": name} for index, name in enumerate(names)]
     (out / "index.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def _memory_told(made: Iterator[Arrays], shape: Sequence[int], sample_rate: int) -> Iterator[Arrays]:
+    """Turn an allocator's error into ``MemoryExhausted`` that names the batch."""
+    try:
+        yield from made
+    except (MemoryError, RuntimeError) as error:
+        if not is_memory(error):
+            raise
+        raise MemoryExhausted(
+            f"out of memory in a batch of {shape[0]} x {shape[1] / sample_rate:.2f} s; lower --batch-seconds or "
+            "--max-batch-size. What was written stays, and the same command goes on from there."
+        ) from None
 
 
 def _names(dataset: Dataset, form: str) -> list[str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,7 +17,7 @@ from nest_fn.checkpoint import retention as checkpoint_folder
 from nest_fn.config import Config
 from nest_fn.layers.types import Key
 from nest_fn.train.data.dataset import RawBatch
-from nest_fn.train.errors import CheckpointError, MemoryExhausted, NonFiniteError
+from nest_fn.train.errors import CheckpointError, MemoryExhausted, NonFiniteError, is_memory
 from nest_fn.train.step.step import RefusedUpdate
 
 from .context import Run
@@ -85,8 +84,3 @@ def memory_told(raw: RawBatch, cfg: Config, device: torch.device) -> Iterator[No
             f"({cfg.trainer.accumulate}), and resume with --allow-changes. nest-fn pretrain --dry-run tries the "
             f"largest batch.\n  utterances: {named(raw['ids'])}"
         ) from None
-
-
-def is_memory(error: Any) -> bool:
-    """Whether an error says that memory ran out; PyTorch has no type for it on a CPU."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
