@@ -146,6 +146,21 @@ def test_a_killed_rank_is_named_and_one_rank_goes_on(corpus: Corpus, tmp_path: P
     assert_alike(run, one)
 
 
+def test_what_a_rank_holds_that_is_killed_cannot_be_saved(corpus: Corpus, tmp_path: Path) -> None:
+    """Where parameters are cut over ranks; it is said, and the log says it too."""
+    run = tmp_path / "run"
+    argv = words(corpus, run, ENDLESS, "trainer.save_every=2", "trainer.log_every=1", "trainer.shard=true")
+    with by_hand(tmp_path, argv, argv) as ranks:
+        saved(run, 2, ranks)
+        ranks[1].send(signal.SIGKILL)
+        assert ranks[0].ended(60) == 6
+    last = steps(run)[-1]
+    log = (run / "log.txt").read_text()
+    for told in (ranks[0].told(), log):
+        assert "error: rank 1 of 2 was lost" in told and f"step {last}/100000" in told
+        assert f"step {last + 1}/" not in told or f"step {last + 1} is not saved: its parameters are cut over 2" in told
+
+
 @pytest.mark.slow
 def test_a_hanging_rank_is_named(corpus: Corpus, tmp_path: Path) -> None:
     run = tmp_path / "run"

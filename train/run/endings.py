@@ -101,7 +101,7 @@ def _save(run: Run, progress: Progress, obstacle: str) -> None:
             if run.ranks.first and not progress.together:
                 run.job.hold()
             done = write_down(run, saved, save_due(run, progress))
-        except Exception as error:  # a device that is broken gives nothing away
+        except (Exception, KeyboardInterrupt) as error:  # a device that is broken gives nothing away
             obstacle = str(error).partition("\n")[0] or type(error).__name__
     newest = max(map(checkpoint_folder.step_of, checkpoint_folder.list_checkpoints(run.folder.checkpoints)), default=0)
     if done or newest == step:

@@ -2,7 +2,8 @@
 
 SIGTERM (Slurm, Kubernetes, PBS, HTCondor), SIGUSR1 (Slurm's --signal, Grid Engine before a limit), SIGUSR2 (LSF at its
 run limit, Grid Engine before a kill), SIGXCPU (CPU time: ulimit -t, Grid Engine), SIGHUP (a terminal or a connection
-that was closed). A SIGHUP that is ignored at the start, as by nohup, stays ignored.
+that was closed). A SIGHUP that is ignored at the start, as by nohup, stays ignored. SIGPIPE and SIGXFSZ do nothing in
+Python: the write fails in their place, and whoever writes deals with it.
 
 Python sees a signal between two of its own instructions: a batch that is awaited is given up within a fraction of a
 second, but a step that computes or compiles ends first.
