@@ -27,6 +27,8 @@ def check_lengths(what: str, x: Tensor, lengths: Tensor) -> None:
 
 def check_rows(what: str, rows: Tensor, count: int) -> None:
     """Raise ``ValueError`` unless ``rows``, the names of a batch's rows for their draws, is int64 ``[B]``."""
+    if not isinstance(rows, Tensor):
+        raise TypeError(f"{what}: names of rows are a {type(rows).__name__}; pass an int64 tensor [{count}].")
     if tuple(rows.shape) != (count,) or rows.dtype != torch.int64:
         raise ValueError(f"{what}: names of rows are {rows.dtype} {list(rows.shape)}; pass int64 [{count}].")
 

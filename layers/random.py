@@ -99,6 +99,8 @@ def fold_in(key: Key, data: int | Tensor) -> Key:
 def split(key: Key, n: int) -> Key:
     """``n`` new keys: ``[..., 2] -> [n, ..., 2]``; the old one must not be used again."""
     check_key(key)
+    if isinstance(n, bool) or not isinstance(n, int):
+        raise TypeError(f"split: n must be a whole number, got {type(n).__name__}.")
     if n < 0:
         raise ValueError(f"split: n must be 0 or more, got {n}.")
     w0, w1, w2, w3 = _words(key, torch.arange(n, device=key.device))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from nest_fn.files.quoting import shown
 from nest_fn.layers.types import Params, State, Tensor
 
 from .arguments import check_trees
@@ -31,10 +32,12 @@ def features(
 
 
 def layer_numbers(n_layers: int, layers: Sequence[int] | None) -> list[int]:
-    """Layers as numbers from 0. Raises ``ValueError`` for one that is not there."""
+    """Layers as numbers from 0. Raises ``ValueError`` for one that is not there, ``TypeError`` for what is none."""
     if layers is None:
         return list(range(n_layers))
     for layer in layers:
+        if isinstance(layer, bool) or not isinstance(layer, int):
+            raise TypeError(f"features: layers are numbers, as [0, -1], or None for all; got {shown(layer)}.")
         if not -n_layers <= layer < n_layers:
             raise ValueError(
                 f"features: there is no layer {layer}; the encoder has {n_layers}, 0 to {n_layers - 1} or negative."

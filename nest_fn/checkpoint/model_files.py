@@ -19,6 +19,7 @@ from nest_fn.config.parse.yaml_io import parse
 from nest_fn.config.writer import to_text
 from nest_fn.errors import CheckpointError
 from nest_fn.files.atomic import present, replacing
+from nest_fn.files.quoting import shown
 from nest_fn.files.tensors import SUFFIXES, check_writable, read_tensors, size_of, write_tensors
 from nest_fn.files.tree_spec import leaves_of, outline, rebuild
 from nest_fn.layers.tree import first_confused, flatten
@@ -54,6 +55,7 @@ def save(path: str | Path, params: Params, state: State, cfg: Config, step: int 
     Raises ``CheckpointError`` if it cannot be written, ``ValueError`` if the trees are not those of ``cfg``.
     """
     check_trees("save", params, state, cfg)
+    _check_step("save", step)
     write_checkpoint(path, {"params": params, "state": state}, cfg.to_dict(), {"step": step})
 
 
@@ -64,6 +66,7 @@ def save_file(path: str | Path, params: Params, state: State, cfg: Config, step:
         raise ValueError(f"save_file: '{path.name}' must end in {' or '.join(SUFFIXES)}.")
     check_writable(path)
     check_trees("save_file", params, state, cfg)
+    _check_step("save_file", step)
     trees = {"params": params, "state": state}
     leaves = leaves_of(trees)
     texts = {
@@ -122,6 +125,11 @@ def check_trees(what: str, params: Params, state: State, cfg: Config) -> None:
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ValueError(f"{what}: {'; '.join(sorted(problems)[:5])}{more}.")
+
+
+def _check_step(what: str, step: object) -> None:
+    if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+        raise ValueError(f"{what}: step is {shown(step)}; pass the number of updates done, 0 or more.")
 
 
 def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

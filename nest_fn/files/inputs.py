@@ -19,6 +19,7 @@ _KINDS = {
 
 def open_plain(path: str | Path) -> io.BufferedReader:
     """The file open for reading bytes. Raises ``OSError`` for what is no plain file, before anything of it is read."""
+    path = os.fspath(path)  # a number would be taken for an open file
     try:
         _refuse(os.stat(path).st_mode, path)  # before it is opened: opening a device may do something
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from nest_fn.arguments import check_config, check_trees
 from nest_fn.config import Config
 from nest_fn.layers.tree import fill, flatten
 from nest_fn.layers.types import Params, State, Tensor
@@ -52,6 +53,9 @@ def from_state_dict(mapping: Mapping[str, Any], cfg: Config, parts: Sequence[str
     Values are copied; codebooks keep their float64. Raises ``ValueError`` listing every name that is missing, unknown
     or of another shape. Constants and duplicates that the reference stores (``decoder_ssl.*`` too) are passed over.
     """
+    check_config("from_state_dict", cfg)
+    if not isinstance(mapping, Mapping):
+        raise TypeError(f"from_state_dict: want tensors by name, got a {type(mapping).__name__}.")
     trees = _abstract(cfg, parts)
     wanted = flatten(trees[0]) | flatten(trees[1])
     problems, leaves, used = [], {}, set()
@@ -81,6 +85,7 @@ def from_state_dict(mapping: Mapping[str, Any], cfg: Config, parts: Sequence[str
 
 def to_state_dict(params: Params, state: State, cfg: Config) -> dict[str, Tensor]:
     """The reference's ``state_dict`` of our trees, with its constants and duplicates; tensors are not copied."""
+    check_trees("to_state_dict", cfg, params, state, "params.encoder", "state.encoder")
     tables = make_tables(cfg.preprocessor)
     made: dict[str, Tensor] = {
         "preprocessor.featurizer.window": tables.window,

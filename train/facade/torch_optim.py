@@ -42,6 +42,8 @@ def create_optimizer(model: nn.Module, cfg: Config | Mapping[str, Any]) -> Optim
     ``cfg`` is a ``Config`` or a plain mapping, whole or its ``model`` part; numbers may be texts, as PyYAML reads
     ``1e-4``. Parameters without a gradient are neither moved nor decayed. Raises ``ConfigError``.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"create_optimizer: model is a {type(model).__name__}; pass a torch.nn.Module.")
     optim = _config(cfg).optim
     params = list(model.parameters())
     if optim.name == "sgd":
@@ -59,6 +61,8 @@ def create_scheduler(
     that goes on. As everywhere here, a config without ``sched`` has NEST's Noam schedule, and ``sched: null`` none.
     Warns if Noam's peak lies under ``min_lr``. Raises ``ConfigError``.
     """
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"create_scheduler: optimizer is a {type(optimizer).__name__}; pass that of create_optimizer.")
     config = _config(cfg)
     sched = config.optim.sched
     if sched is None or sched.name == "constant":
@@ -74,4 +78,6 @@ def create_scheduler(
 
 
 def _config(cfg: Config | Mapping[str, Any]) -> Config:
+    if not isinstance(cfg, Config | Mapping):
+        raise TypeError(f"cfg is a {type(cfg).__name__}; pass a Config, or a mapping with optim.")
     return cfg if isinstance(cfg, Config) else Config.from_dict(cfg)

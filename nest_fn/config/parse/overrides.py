@@ -25,8 +25,11 @@ _MAX_TEXT = 10_000  # characters of one text after its references are written ou
 def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """A copy of the tree with ``"encoder.n_layers=2"`` and the like set; values are YAML, a leading ``model.`` is free.
 
-    Raises ``ConfigError`` for text without ``=`` and for a path that runs through a plain value.
+    Raises ``TypeError`` for one text instead of a list, ``ConfigError`` for text without ``=`` and for a path that runs
+    through a plain value.
     """
+    if isinstance(overrides, str | bytes) or not all(isinstance(text, str) for text in overrides):
+        raise TypeError(f"overrides: pass a list of texts, as ['encoder.n_layers=2']; got {shown(overrides)}.")
     problems = Problems()
     for text in overrides:
         path, equals, value = text.partition("=")
