@@ -80,6 +80,7 @@ class Stage:
         """Remove what a line made, and put back what it changed."""
         for path in changed:
             if path in self._contents:
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
                 Path(path).write_bytes(self._contents[path])
         for path in sorted(made):
             if os.path.isdir(path) and not os.path.islink(path):

@@ -131,7 +131,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["export", str(tmp_path / "model.pt"), str(tmp_path / "encoder.pt2"), "--static"]) == 0
     assert capsys.readouterr().out == f"written to {tmp_path}/encoder.pt2\n"
     check(made, torch.export.load(tmp_path / "encoder.pt2").module(), features(made[2], 1, 1000))
-    assert main(["export", str(tmp_path / "model.pt"), str(tmp_path / "encoder.bin")]) == 1
+    assert main(["export", str(tmp_path / "model.pt"), str(tmp_path / "encoder.bin")]) == 2
     assert "encoder.bin: cannot be exported as '.bin'; choose .pt2 or .onnx." in capsys.readouterr().err
 
 

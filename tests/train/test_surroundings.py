@@ -218,7 +218,7 @@ def test_training_wants_no_optional_package(tmp_path: Path, way: str) -> None:
     "way, extra, package, code, argv",
     [
         ("missing", "audio", "soundfile", 2, ["pretrain", "-c", "tiny", "--folder", "RUN", "data.train=FLAC", *SMALL]),
-        ("missing", "export", "onnx", 1, ["export", "MODEL", "OUT/encoder.onnx"]),
+        ("missing", "export", "onnx", 2, ["export", "MODEL", "OUT/encoder.onnx"]),
         ("missing", "export", "safetensors", 4, ["convert", "MODEL", "OUT/model.safetensors"]),
         ("missing", "export", "safetensors", 4, ["convert", "SAFE", "OUT/model.pt"]),
         ("missing", "export", "safetensors", 2, ["extract", "MODEL", "WAV", "--out", "OUT", "--format", "safetensors"]),
@@ -229,7 +229,7 @@ def test_training_wants_no_optional_package(tmp_path: Path, way: str) -> None:
             2,
             ["pretrain", "-c", "tiny", "--folder", "RUN", "data.train=FLAC", *SMALL],
         ),
-        ("without the names", "export", "onnx", 1, ["export", "MODEL", "OUT/encoder.onnx"]),
+        ("without the names", "export", "onnx", 2, ["export", "MODEL", "OUT/encoder.onnx"]),
         ("without the names", "export", "safetensors", 4, ["convert", "MODEL", "OUT/model.safetensors"]),
         (
             "built for another",
@@ -238,7 +238,7 @@ def test_training_wants_no_optional_package(tmp_path: Path, way: str) -> None:
             2,
             ["pretrain", "-c", "tiny", "--folder", "RUN", "data.train=FLAC", *SMALL],
         ),
-        ("built for another", "export", "onnx", 1, ["export", "MODEL", "OUT/encoder.onnx"]),
+        ("built for another", "export", "onnx", 2, ["export", "MODEL", "OUT/encoder.onnx"]),
         ("built for another", "export", "safetensors", 4, ["convert", "MODEL", "OUT/model.safetensors"]),
     ],
 )

@@ -25,7 +25,9 @@ EPILOG = """exit codes: 0 done, 1 failure, 2 usage or config, 3 data, 4 checkpoi
 75 saved after a signal, as SIGTERM, SIGUSR1 or SIGHUP (start again to go on), 130 Ctrl-C, 141 results were not wholly
 printed, for their reader went away; a command whose product is a file goes on whoever listens"""
 
-_NO_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)  # of any file
+_MISNAMED = (  # what was named cannot be read or written at all: a fault of the line, not of the machine
+    errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EROFS,
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,8 +53,8 @@ def _run(argv: Sequence[str] | None) -> int:
         return EXIT_PIPE
     except (NestError, ConfigError, OSError) as error:
         _tell(words(error))
-        unknown = isinstance(error, FileNotFoundError) or getattr(error, "errno", None) in _NO_NAMES
-        return _ended(UsageError.exit_code if unknown else exit_code(error))
+        misnamed = isinstance(error, OSError) and error.errno in _MISNAMED
+        return _ended(UsageError.exit_code if misnamed else exit_code(error))
     except (Exception, KeyboardInterrupt) as error:
         _tell(words(error))
         return _ended(exit_code(error))

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from nest_fn.train.errors import UsageError
+
 from . import option_types
 from .stream import show, tell
 
@@ -71,10 +73,14 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
+    from nest_fn.errors import ExportError
     from nest_fn.interop.export import check_target, export_encoder, export_onnx
     from nest_fn.train.downstream.inference import load_model
 
-    suffix = check_target(args.out)
+    try:
+        suffix = check_target(args.out)
+    except ExportError as error:
+        raise UsageError(str(error)) from error
     model = load_model(args.checkpoint)
     if suffix == ".onnx":
         export_onnx(args.out, *model, dynamic=not args.static, source=args.source)
