@@ -12,6 +12,12 @@ class NestError(Exception):
     exit_code = 1
 
 
+class OutputError(NestError):
+    """A place to write to is taken, or is one that must not be written to; nothing there was touched."""
+
+    exit_code = 2
+
+
 class CheckpointError(NestError):
     """A checkpoint is missing, damaged or of another kind, or it cannot be written."""
 

@@ -23,7 +23,8 @@ from nest_fn.config.parse.errors import ConfigError
 from nest_fn.config.parse.yaml_io import read
 from nest_fn.config.writer import to_text
 from nest_fn.errors import CheckpointError
-from nest_fn.files.atomic import present, replacing
+from nest_fn.files.atomic import Replaces, is_temporary, present, replacing
+from nest_fn.files.outputs import MARK, contents
 from nest_fn.files.tensors import SUFFIXES, opened, read_tensors, size_of, usual_suffix, write_tensors
 from nest_fn.files.tree_spec import leaves_of, outline, rebuild
 from nest_fn.layers.types import Tensor
@@ -46,12 +47,15 @@ class Checkpoint(NamedTuple):
 
 
 def write_checkpoint(
-    path: str | Path, trees: Mapping[str, Any], config: Mapping[str, Any], meta: Mapping[str, Any] | None = None
-) -> None:
-    """Write a folder that is there as a whole or not at all, in place of what stands at ``path``.
+    path: str | Path, trees: Mapping[str, Any], config: Mapping[str, Any], meta: Mapping[str, Any] | None = None, *,
+    replaces: Replaces | None = None,
+) -> None:  # fmt: skip
+    """Write a folder that is there as a whole or not at all.
 
     ``trees``: nested dicts and lists of tensors by name, e.g. params, state, optimizer. ``meta``: values for JSON, as
-    ``{"step": 1000}`` (default step 0). Raises ``CheckpointError`` if the disk is full, or must not be written.
+    ``{"step": 1000}`` (default step 0). ``replaces`` judges what stands at ``path``, ``own_checkpoint`` for one;
+    without it nothing gives way. Raises ``OutputError`` where it does not, ``CheckpointError`` if the disk is full, or
+    must not be written.
     """
     suffix = usual_suffix()
     structures = {name: outline(tree) for name, tree in trees.items()}
@@ -66,7 +70,7 @@ def write_checkpoint(
         "trees": {name: {"file": name + suffix, "structure": structure} for name, structure in structures.items()},
         "meta": {"step": 0, **(meta or {})},
     }
-    with replacing(path, sum(map(size_of, leaves.values())), folder=True) as folder:
+    with replacing(path, sum(map(size_of, leaves.values())), folder=True, replaces=replaces) as folder:
         for name, tensors in leaves.items():
             write_tensors(folder / (name + suffix), tensors)
         (folder / _CONFIG).write_text(to_text(config), encoding="utf-8")
@@ -127,6 +131,16 @@ def verify(path: str | Path) -> dict[str, Any]:
         if _digest(path / name) != entry["sha256"]:
             raise CheckpointError(f"{path / name}: its bytes changed since they were written; take another checkpoint.")
     return content
+
+
+def own_checkpoint(path: Path) -> str | None:
+    """None if a folder is a checkpoint and holds nothing else, else what it is, in words: see ``replacing``."""
+    try:
+        listed = {*_unsealed(path / META)["files"], META, MARK}
+    except (CheckpointError, OSError):
+        return f"{contents(path)}, which is no checkpoint"
+    other = [entry.name for entry in path.iterdir() if entry.name not in listed and not is_temporary(entry.name)]
+    return f"also holds {other[0]}, which is no part of the checkpoint" if other else None
 
 
 def versions() -> dict[str, str]:

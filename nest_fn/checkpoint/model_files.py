@@ -26,7 +26,18 @@ from nest_fn.layers.tree import first_confused, flatten
 from nest_fn.layers.types import Params, State, Tensor
 from nest_fn.model import abstract
 
-from .folder import FORMAT, META, SCHEMA, Checkpoint, digest_of, read_checkpoint, read_meta, verify, write_checkpoint
+from .folder import (
+    FORMAT,
+    META,
+    SCHEMA,
+    Checkpoint,
+    digest_of,
+    own_checkpoint,
+    read_checkpoint,
+    read_meta,
+    verify,
+    write_checkpoint,
+)
 from .retention import latest, list_checkpoints, newest_valid, prune, step_path
 
 __all__ = [
@@ -49,17 +60,25 @@ __all__ = [
 ]
 
 
-def save(path: str | Path, params: Params, state: State, cfg: Config, step: int = 0) -> None:
-    """Write a folder with params, state and config; the old one stays until the new one is whole.
+def save(
+    path: str | Path, params: Params, state: State, cfg: Config, step: int = 0, *, overwrite: bool = False
+) -> None:
+    """Write a folder with params, state and config.
 
-    Raises ``CheckpointError`` if it cannot be written, ``ValueError`` if the trees are not those of ``cfg``.
+    ``overwrite=True`` replaces an earlier one, which stays until the new one is whole; anything else that stands at
+    ``path`` is refused: ``OutputError``. Raises ``CheckpointError`` if it cannot be written, ``ValueError`` if the
+    trees are not those of ``cfg``.
     """
     check_trees("save", params, state, cfg)
     _check_step("save", step)
-    write_checkpoint(path, {"params": params, "state": state}, cfg.to_dict(), {"step": step})
+    replaces = own_checkpoint if overwrite else None
+    trees = {"params": params, "state": state}
+    write_checkpoint(path, trees, cfg.to_dict(), {"step": step}, replaces=replaces)
 
 
-def save_file(path: str | Path, params: Params, state: State, cfg: Config, step: int = 0) -> None:
+def save_file(
+    path: str | Path, params: Params, state: State, cfg: Config, step: int = 0, *, overwrite: bool = False
+) -> None:
     """Write one file, ``.safetensors`` or ``.pt``, with the config as metadata. Raises as ``save`` does."""
     path = Path(path)
     if path.suffix not in SUFFIXES:
@@ -77,8 +96,17 @@ def save_file(path: str | Path, params: Params, state: State, cfg: Config, step:
         "structure": json.dumps(outline(trees)),
     }
     texts["sha256"] = digest_of(leaves, texts)
-    with replacing(path, size_of(leaves)) as temporary:
+    with replacing(path, size_of(leaves), replaces=_own_file if overwrite else None) as temporary:
         write_tensors(temporary, leaves, texts)
+
+
+def _own_file(path: Path) -> str | None:
+    """None if a file is one of ``save_file``, else what it is, in words."""
+    try:
+        ours = read_tensors(path)[1].get("format") == FORMAT
+    except (CheckpointError, OSError):
+        ours = False
+    return None if ours else "is there already, and no file of this library"
 
 
 def load(path: str | Path) -> tuple[Params, State, Config]:

@@ -1,5 +1,7 @@
 """Files and folders that appear whole or not at all: written beside their place, flushed, then renamed.
 
+What stands at the place already is refused, unless the caller says of it that it may be replaced.
+
 A writer that dies leaves ``.NAME.PID.tmp`` behind (with the suffix of a file), and the old version in its place. There
 is one moment at which a folder is nowhere: the old one waits as ``.NAME.old`` until the new one is there. ``present``
 finds it.
@@ -10,32 +12,38 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nest_fn.errors import CheckpointError
+from nest_fn.errors import CheckpointError, OutputError
+
+Replaces = Callable[[Path], str | None]
+"""Whether what stands at a path may give way: None, or why it may not."""
 
 _SPARE = 1 << 20  # bytes to leave free for what stands beside the tensors
+_TEMPORARY = re.compile(r"\..*\.\d+\.tmp(\.\w+)?")
 
 
 @contextmanager
-def replacing(path: str | Path, room: int, folder: bool = False) -> Iterator[Path]:
+def replacing(path: str | Path, room: int, folder: bool = False, replaces: Replaces | None = None) -> Iterator[Path]:
     """A path to write a file (or a folder of files) to, which takes the place of ``path`` when the block ends well.
 
-    ``room`` is how many bytes will be written. Raises ``CheckpointError`` if they are not free and if writing fails;
-    what was written is then removed, and what stood at ``path`` stays.
+    ``room`` is how many bytes will be written. ``replaces`` judges what stands at ``path``; without it nothing may.
+    Raises ``OutputError`` for what may not give way, ``CheckpointError`` if the bytes are not free and if writing
+    fails; what was written is then removed, and what stood at ``path`` stays.
     """
     path = Path(os.path.abspath(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp" + ("" if folder else path.suffix))
     try:
-        _check_place(path, room, folder)
+        _check_place(path, room, folder, replaces)
         remove(temporary)
         if folder:
             temporary.mkdir()
         yield temporary
         _flush(temporary)
-        _move(temporary, path)
+        _check_free(path, replaces)  # somebody may have come meanwhile
+        _move(temporary, path, replaces)
     except BaseException as error:
         remove(temporary, strict=False)
         if isinstance(error, OSError | RuntimeError) or type(error).__name__ == "SafetensorError":
@@ -63,10 +71,28 @@ def remove(path: Path, strict: bool = True) -> None:
             raise
 
 
-def _check_place(path: Path, room: int, folder: bool) -> None:
+def is_temporary(name: str) -> bool:
+    """Whether a name is that of a file or folder which a killed writer left."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def anything(path: Path) -> None:
+    """For ``replaces``: what stands in a folder of our own, under a name of our own."""
+
+
+def _check_free(path: Path, replaces: Replaces | None) -> None:
+    if not os.path.lexists(path):
+        return
+    reason = "is there already" if replaces is None else "is a link" if path.is_symlink() else replaces(path)
+    if reason is not None:
+        raise OutputError(f"{path}: {reason}; nothing there was touched: choose another name.")
+
+
+def _check_place(path: Path, room: int, folder: bool, replaces: Replaces | None) -> None:
     if path.exists() and path.is_dir() != folder:
         kinds = ("a folder", "a file") if folder else ("a file", "a folder")
-        raise CheckpointError(f"{path}: is {kinds[1]}, and {kinds[0]} was to be written; choose another name.")
+        raise OutputError(f"{path}: is {kinds[1]}, and {kinds[0]} was to be written; choose another name.")
+    _check_free(path, replaces)
     path.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(path.parent).free
     if free < room + _SPARE:
@@ -91,10 +117,12 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _move(temporary: Path, path: Path) -> None:
+def _move(temporary: Path, path: Path, replaces: Replaces | None) -> None:
     """Put ``temporary`` in the place of ``path``. A folder that is not empty cannot be renamed over."""
     old = _old(path)
     if path.is_dir():
+        if not _half_removed(old, path):
+            _check_free(old, replaces)
         remove(old)
         path.rename(old)
         try:
@@ -105,7 +133,13 @@ def _move(temporary: Path, path: Path) -> None:
     else:
         os.replace(temporary, path)
     _sync(path.parent)
-    remove(old, strict=False)
+    if replaces is not None and old.is_dir() and replaces(old) is None:
+        remove(old, strict=False)
+
+
+def _half_removed(old: Path, path: Path) -> bool:
+    """Whether ``old`` is what a writer left that died while it removed the former version of ``path``."""
+    return old.is_dir() and {entry.name for entry in old.iterdir()} <= {entry.name for entry in path.iterdir()}
 
 
 def _old(path: Path) -> Path:

@@ -61,6 +61,19 @@ class Lock:
             return False
 
 
+def holder(path: Path) -> str | None:
+    """Who has the lock at ``path`` now, in words; None if nobody has."""
+    try:
+        with open(path) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read() or "another process"
+    except OSError:
+        return None
+    return None
+
+
 def _locked(file: TextIO) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

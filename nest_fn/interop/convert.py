@@ -11,11 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nest_fn.checkpoint.folder import digest_of, versions
 from nest_fn.checkpoint.model_files import META, load, newest_valid, save, save_file
 from nest_fn.config import Compat, Config, ConfigError
+from nest_fn.config.writer import to_text
 from nest_fn.errors import CheckpointError
 from nest_fn.files.atomic import present
-from nest_fn.files.tensors import SUFFIXES, opened, read_torch, tensors_only
+from nest_fn.files.outputs import claim, written
+from nest_fn.files.tensors import SUFFIXES, opened, read_torch, size_of, tensors_only
 from nest_fn.layers.tree import fill, flatten
 from nest_fn.layers.types import Params, State
 from nest_fn.model import abstract
@@ -48,22 +51,31 @@ def read_any(path: str | Path, compat: Compat | None = None) -> tuple[Params, St
     )
 
 
-def convert(source: str | Path, target: str | Path, compat: Compat | None = None) -> Config:
+def convert(source: str | Path, target: str | Path, compat: Compat | None = None, *, overwrite: bool = False) -> Config:
     """Read ``source``, write ``target``: the kind follows its suffix, a folder has none. Returns the config.
 
-    Raises ``CheckpointError`` if one cannot be read or the other not written.
+    Raises ``CheckpointError`` if one cannot be read or the other not written, ``OutputError`` where ``target`` holds
+    what must not be lost (``nest_fn.files.outputs``); a target made of the same source already is left as it is.
     """
     target = Path(target)
     if target.suffix not in (".nemo", *SUFFIXES, ""):
         raise CheckpointError(f"{target}: cannot be written as '{target.suffix}'; choose {_KINDS}.")
     params, state, cfg = read_any(source, compat)
-    if target.suffix == ".nemo":
-        write_nemo(target, params, state, cfg)
-    elif target.suffix in SUFFIXES:
-        save_file(target, params, state, cfg)
-    else:
-        save(target, params, state, cfg)
+    origin = {"command": "convert", "model": model_digest(params, state, cfg), **versions()}
+    place = claim(target, origin, folder=target.suffix == "", inputs=[source], overwrite=overwrite)
+    if place.done:
+        return cfg
+    write = write_nemo if target.suffix == ".nemo" else save_file if target.suffix in SUFFIXES else save
+    with written(place, size_of({**flatten(params), **flatten(state)})) as temporary:
+        write(temporary, params, state, cfg)
     return cfg
+
+
+def model_digest(params: Params, state: State, cfg: Config) -> str:
+    """SHA-256 of a model, whatever file it came from."""
+    leaves = {f"params.{path}": leaf for path, leaf in flatten(params).items()}
+    leaves |= {f"state.{path}": leaf for path, leaf in flatten(state).items()}
+    return digest_of(leaves, {"config": to_text(cfg.to_dict())})
 
 
 def read_port(content: Mapping[str, Any], source: str) -> tuple[Params, State, Config]:

@@ -11,6 +11,7 @@ positions are computed for the length at hand inside the graph.
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 import warnings
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,7 @@ from nest_fn.config.model import PreprocessorConfig
 from nest_fn.encoder import LOCAL, encode
 from nest_fn.errors import ExportError
 from nest_fn.extras import load_extra
+from nest_fn.files.atomic import replacing
 from nest_fn.frontend import log_mel
 from nest_fn.layers.tree import fill
 from nest_fn.layers.types import Params, State, Tensor
@@ -94,8 +96,11 @@ def export_encoder(
         ) from error
     _compare(program, encoder, [(1, 2), (3, 3)] if dynamic else [(1, 1)])
     if path is not None:
+        content = io.BytesIO()  # on a full disk PyTorch's own writer aborts the process
         with _quiet():
-            torch.export.save(program, path)
+            torch.export.save(program, content)
+        with replacing(path, len(content.getbuffer())) as temporary:
+            temporary.write_bytes(content.getbuffer())
     return program
 
 
@@ -115,7 +120,8 @@ def export_onnx(
                 input_names=[source, "lengths"], output_names=["encoded", "encoded_lengths"],
             )  # fmt: skip
             assert made is not None
-            made.save(path)
+            with replacing(path, 0) as temporary:
+                made.save(temporary)
     except (RuntimeError, TypeError, ValueError, ImportError, AttributeError) as error:
         raise ExportError(f"{path}: cannot be written as ONNX: {_first_line(error)} Try .pt2.") from error
 

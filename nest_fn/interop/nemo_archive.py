@@ -40,6 +40,7 @@ CONFIG, WEIGHTS = "model_config.yaml", "model_weights.ckpt"
 _CHUNK = 1 << 22  # bytes
 _UNPACKED = 20  # a gzip archive of weights grows at most so many times
 _ALWAYS = 1 << 28  # bytes that one may grow to in any case
+_WRITER = "nest_fn"  # owner of the members of our own archives
 
 
 def read_nemo(path: str | Path, compat: Compat | None = None) -> tuple[Params, State, Config]:
@@ -57,16 +58,18 @@ def read_nemo(path: str | Path, compat: Compat | None = None) -> tuple[Params, S
     return trees_from(content, cfg, source)
 
 
-def write_nemo(path: str | Path, params: Params, state: State, cfg: Config) -> None:
+def write_nemo(path: str | Path, params: Params, state: State, cfg: Config, *, overwrite: bool = False) -> None:
     """Write an archive that the reference restores (``EncDecDenoiseMaskedTokenPredModel.restore_from``).
 
+    ``overwrite=True`` replaces an archive that this function wrote; anything else at ``path`` raises ``OutputError``.
     Raises ``CheckpointError`` if it cannot be written or if the reference lacks a setting that changes numbers,
     ``ValueError`` if the trees are not those of ``cfg``.
     """
     check_trees("write_nemo", params, state, cfg)
     settings = to_text(to_reference(cfg)).encode()
     weights = {name: leaf.detach().cpu().contiguous() for name, leaf in nemo.to_state_dict(params, state, cfg).items()}
-    with replacing(path, size_of(weights) + len(settings)) as temporary, open(temporary, "wb") as file:
+    room, replaces = size_of(weights) + len(settings), _own_archive if overwrite else None
+    with replacing(path, room, replaces=replaces) as temporary, open(temporary, "wb") as file:
         _append(file, CONFIG, lambda: file.write(settings))
         _append(file, WEIGHTS, lambda: torch.save(weights, file))
         file.write(bytes(2 * tarfile.BLOCKSIZE))
@@ -142,13 +145,23 @@ def _unpacked(raw: BinaryIO, source: str) -> Iterator[BinaryIO]:
         yield file
 
 
+def _own_archive(path: Path) -> str | None:
+    """None if ``write_nemo`` wrote a file, else what it is, in words."""
+    try:
+        with tarfile.open(path, "r:") as archive:
+            ours = all(member.uname == _WRITER for member in archive)
+    except (tarfile.TarError, OSError):
+        ours = False
+    return None if ours else "is there already, and no archive that this library wrote"
+
+
 def _append(file: BinaryIO, name: str, write: Callable[[], Any]) -> None:
     """One member of a tar archive: its header is written when the size is known, so that nothing is copied."""
     start = file.tell()
     file.write(bytes(tarfile.BLOCKSIZE))
     write()
     info = tarfile.TarInfo(f"./{name}")
-    info.size = file.tell() - start - tarfile.BLOCKSIZE
+    info.size, info.uname = file.tell() - start - tarfile.BLOCKSIZE, _WRITER
     file.write(bytes(-info.size % tarfile.BLOCKSIZE))
     file.seek(start)
     file.write(info.tobuf(tarfile.GNU_FORMAT))

@@ -20,6 +20,7 @@ from nest_fn.checkpoint import model_files as checkpoint
 from nest_fn.checkpoint.model_files import CheckpointError
 from nest_fn.config.parse.yaml_io import parse
 from nest_fn.config.writer import to_text
+from nest_fn.errors import OutputError
 from tests import unprivileged
 
 Model = tuple[dict[str, Any], dict[str, Any], Config]
@@ -82,7 +83,7 @@ def test_half_precision_and_overwriting(tmp_path: Path) -> None:
     params, state, cfg = model()
     checkpoint.save(tmp_path / "a", params, state, cfg, step=1)
     params["decoder"]["weight"] = params["decoder"]["weight"].bfloat16()
-    checkpoint.save(tmp_path / "a", params, state, cfg, step=2)
+    checkpoint.save(tmp_path / "a", params, state, cfg, step=2, overwrite=True)
     assert same(params, checkpoint.load(tmp_path / "a")[0])
     assert checkpoint.read_checkpoint(tmp_path / "a").meta["step"] == 2
 
@@ -129,7 +130,7 @@ def test_any_tree_comes_back(tmp_path: Path, trees: dict[str, Any]) -> None:
         with pytest.raises(ValueError, match="two leaves"):
             checkpoint.write_checkpoint(tmp_path / "a", trees, {})
         return
-    checkpoint.write_checkpoint(tmp_path / "a", trees, {}, {"step": 4, "loss": 0.1})
+    checkpoint.write_checkpoint(tmp_path / "a", trees, {}, {"step": 4, "loss": 0.1}, replaces=checkpoint.own_checkpoint)
     back = checkpoint.read_checkpoint(tmp_path / "a")
     assert same(trees, back.trees)
     assert back.meta["step"] == 4
@@ -280,7 +281,7 @@ def test_missing_and_foreign_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\.safetensors or \.pt"):
         checkpoint.save_file(tmp_path / "c.bin", *model())
     (tmp_path / "folder.pt").mkdir()
-    with pytest.raises(CheckpointError, match="is a folder"):
+    with pytest.raises(OutputError, match="is a folder"):
         checkpoint.save_file(tmp_path / "folder.pt", *model())
     write(tmp_path / "d", *model())
     tensors = next(file for file in (tmp_path / "d").iterdir() if file.stem == "params")
@@ -353,7 +354,7 @@ for limit in range(1, 1000):
                 left[0] -= 1
                 if left[0] == 0: os.kill(os.getpid(), signal.SIGKILL)
         sys.addaudithook(hook)
-        write(path, later, state, cfg)
+        write(path, later, state, cfg, overwrite=True)
         os._exit(0)
     _, status = os.waitpid(child, 0)
     found = bits()
@@ -361,7 +362,7 @@ for limit in range(1, 1000):
     print(limit, found == new)
     if status == 0: break
     assert os.WIFSIGNALED(status)
-    write(path, params, state, cfg)
+    write(path, params, state, cfg, overwrite=True)
     assert bits() == old
     assert not [child for child in os.listdir(path.parent) if child.endswith(".old")]
 """
@@ -382,7 +383,7 @@ kept = [(file, file.read_bytes()) for file in (sorted(path.iterdir()) if path.is
 total = max(len(content) for _, content in kept)
 for limit in (0, 100, total // 2, total - 1):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-    try: write(path, later, state, cfg)
+    try: write(path, later, state, cfg, overwrite=True)
     except checkpoint.CheckpointError as error: message = str(error)
     else: raise AssertionError("written")
     assert str(path) in message and "File too large" in message and "unchanged" in message, message
@@ -407,7 +408,7 @@ import errno
 write(path, params, state, cfg)
 kept = [(file, file.read_bytes()) for file in sorted(path.iterdir())]
 path.parent.chmod(0o500)
-try: write(path, later, state, cfg)
+try: write(path, later, state, cfg, overwrite=True)
 except checkpoint.CheckpointError as error: message = str(error)
 else: raise AssertionError("written")
 path.parent.chmod(0o700)
@@ -423,7 +424,7 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="file/a: cannot be written: (File exists|Not a directory)"):
         checkpoint.save(tmp_path / "file" / "a", *model())
-    with pytest.raises(CheckpointError, match="is a file, and a folder was to be written"):
+    with pytest.raises(OutputError, match="is a file, and a folder was to be written"):
         checkpoint.save(tmp_path / "file", *model())
 
 

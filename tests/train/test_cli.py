@@ -119,7 +119,9 @@ def test_scan_validate_stats(corpus: Corpus, tmp_path: Path, capsys: Captured) -
     told = capsys.readouterr().out.splitlines()
     assert told[-1] == "9 utterances, 2 problems" and "all.jsonl:2: " in told[0] and "sha256" in told[1]
     (folder / "text.wav").write_text("no audio")
-    assert main(["data", "scan", str(folder), manifest]) == 3
+    assert main(["data", "scan", str(folder), manifest]) == 2
+    assert "--overwrite it" in capsys.readouterr().err
+    assert main(["data", "scan", str(folder), manifest, "--overwrite"]) == 3
     assert "left out" in capsys.readouterr().out
 
 
@@ -131,8 +133,8 @@ def test_shards_can_be_validated(corpus: Corpus, tmp_path: Path, capsys: Capture
     assert "24 utterances, 0 problems" in capsys.readouterr().out
     assert main(["data", "stats", manifest, *archives]) == 0
     assert json.loads(capsys.readouterr().out)["utterances"] == 24
-    again = ["data", "shard", corpus.train, "--out", str(tmp_path), "--shards", "2"]
-    assert "is not empty; give a new folder" in _error(again, 3, capsys)
+    again = ["data", "shard", corpus.train, "--out", str(tmp_path), "--shards", "3"]
+    assert "was made of something else (shards was 2, is 3)" in _error(again, 2, capsys)
 
 
 def test_usage_and_config_errors(corpus: Corpus, tmp_path: Path, capsys: Captured) -> None:
@@ -177,6 +179,7 @@ def test_a_loss_that_is_not_finite(corpus: Corpus, tmp_path: Path, capsys: Captu
 
 def test_a_write_that_fails_is_one_message(corpus: Corpus, tmp_path: Path, capsys: Captured) -> None:
     (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints").mkdir()
     assert main(words(corpus, tmp_path / "run")) == 1
     assert "metrics.jsonl" in capsys.readouterr().err
 
@@ -189,11 +192,11 @@ def test_synth(tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
     small = {f"{name}_minutes": 0.1 for name in ("valid", "noise", "probe_train", "probe_test")}
     small |= {f"{name}_speakers": 2 for name in ("train", "valid", "probe_train", "probe_test")}
 
-    def write(out: str, spec: synth.CorpusSpec) -> dict[str, Path]:
+    def write(out: str, spec: synth.CorpusSpec, overwrite: bool) -> dict[str, Path]:
         from dataclasses import replace
 
         seen.append(spec)
-        return real(out, replace(spec, **small))
+        return real(out, replace(spec, **small), overwrite=overwrite)
 
     monkeypatch.setattr(synth, "write_corpus", write)
     assert main(["data", "synth", str(tmp_path / "speech"), "--seed", "3", "--minutes", "0.2"]) == 0

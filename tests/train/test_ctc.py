@@ -77,11 +77,18 @@ def test_frozen_encoder_stands_still(corpus: Path) -> None:
 def test_command(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = [f"data.train={corpus}/all.jsonl", f"data.valid={corpus}/all.jsonl"]
     steps = ["trainer.max_steps=2", "trainer.valid_every=1"]
-    assert main(["finetune-ctc", str(corpus / "model"), *data, *steps, "--out", str(tmp_path)]) == 0
+    assert main(["finetune-ctc", str(corpus / "model"), *data, *steps, "--out", str(tmp_path / "out")]) == 0
     assert "step 2/2" in capsys.readouterr().out
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2] and {"cer", "wer", "loss"} <= lines[0].keys()
     (tmp_path / "no.jsonl").write_text(json.dumps({"audio_filepath": str(corpus / "0.wav"), "duration": 1.0}) + "\n")
-    bad = ["finetune-ctc", str(corpus / "model"), f"data.train={tmp_path}/no.jsonl", data[1], "--out", str(tmp_path)]
+    bad = [
+        "finetune-ctc",
+        str(corpus / "model"),
+        f"data.train={tmp_path}/no.jsonl",
+        data[1],
+        "--out",
+        str(tmp_path / "bad"),
+    ]
     assert main(bad) == 3
     assert "has no 'text'" in capsys.readouterr().err

@@ -169,7 +169,7 @@ def test_silent_noise_is_drawn_again_by_energy_and_not_by_sign(tmp_path: Path) -
     write_wav(tmp_path / "half.wav", half)
     write_wav(tmp_path / "zero.wav", np.zeros(64000, np.int16))
     for names, share in ((["half.wav"], 0.9), (["zero.wav"], 0.0), (["half.wav", "zero.wav"], 0.7)):
-        write_manifest(tmp_path / "n.jsonl", [{"audio_filepath": name} for name in names])
+        write_manifest(tmp_path / "n.jsonl", [{"audio_filepath": name} for name in names], overwrite=True)
         pool = load_clips([str(tmp_path / "n.jsonl")], DataConfig())
         drawn = [draw_noise(pool, word, 16000) for word in noise_words(0, 0, np.arange(300))]
         assert all(len(noise) == 16000 for noise in drawn)

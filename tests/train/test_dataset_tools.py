@@ -70,7 +70,7 @@ def test_validate_reports_everything(folder: Path) -> None:
     assert len(changed.problems) == 2 and "the file changed" in changed.problems[0]  # a.wav is a link to it
     (folder / "audio" / "b.wav").write_bytes((folder / "audio" / "b.wav").read_bytes()[:5000])
     assert len(validate([manifest], mixed).problems) == 2
-    scan(folder / "audio" / "sub dir", manifest)
+    scan(folder / "audio" / "sub dir", manifest, overwrite=True)
     assert validate([manifest], mixed, hashes=True).without_hash == 1
 
 

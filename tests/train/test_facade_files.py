@@ -11,6 +11,7 @@ import torch
 
 from nest_fn import PureTorchSSLModel, create_optimizer
 from nest_fn.checkpoint.model_files import CheckpointError, save, save_file
+from nest_fn.errors import OutputError
 from nest_fn.interop import nemo
 from nest_fn.interop.nemo_archive import write_nemo
 from nest_fn.layers.tree import flatten
@@ -186,5 +187,5 @@ def test_missing_damaged_and_another_model(tmp_path: Path) -> None:
     (tmp_path / "one.pt").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CheckpointError, match="damaged or cut short"):
         PureTorchSSLModel.from_checkpoint(tmp_path / "one.pt")
-    with pytest.raises(CheckpointError, match="is a folder, and a file was to be written"):
+    with pytest.raises(OutputError, match="is a folder, and a file was to be written"):
         made.save_checkpoint(tmp_path)

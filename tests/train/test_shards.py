@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nest_fn.errors import OutputError
 from nest_fn.train.data.corpus.audio import read_audio
 from nest_fn.train.data.corpus.manifest import load_manifest, write_manifest
 from nest_fn.train.data.corpus.shard_index import expand_pattern, index_shards, write_shards
@@ -161,8 +162,9 @@ def test_shards_depend_on_content_alone_and_overwrite_nothing(tmp_path: Path) ->
     write_shards(manifest, tmp_path / "b", 2)
     for name in ("audio_0.tar", "audio_1.tar", "manifest.jsonl"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    with pytest.raises(DataError, match="not empty"):
-        write_shards(manifest, tmp_path / "a", 2)
+    assert write_shards(manifest, tmp_path / "a", 2) == tmp_path / "a" / "manifest.jsonl"
+    with pytest.raises(OutputError, match="shards was 2, is 3"):
+        write_shards(manifest, tmp_path / "a", 3)
     for count in (0, 8):
         with pytest.raises(DataError, match="7 audio files"):
             write_shards(manifest, tmp_path / "c", count)
@@ -192,11 +194,11 @@ def test_one_manifest_a_shard_and_missing_members(tmp_path: Path) -> None:
         ({"audio_filepath": "0.wav", "shard_id": 2}, "there are 2 shards"),
         ({"audio_filepath": "both.wav"}, "give its shard_id"),
     ]:
-        write_manifest(tmp_path / "m.jsonl", [entry | {"duration": 1}])
+        write_manifest(tmp_path / "m.jsonl", [entry | {"duration": 1}], overwrite=True)
         with pytest.raises(DataError, match=message) as caught:
             load_manifest(tmp_path / "m.jsonl", shards=shards)
         assert "m.jsonl:1: " in str(caught.value)
-    write_manifest(tmp_path / "m.jsonl", [{"audio_filepath": "both.wav", "duration": 1, "shard_id": 1}])
+    write_manifest(tmp_path / "m.jsonl", [{"audio_filepath": "both.wav", "duration": 1, "shard_id": 1}], overwrite=True)
     assert "audio_1" in str(load_manifest(tmp_path / "m.jsonl", shards=shards).source(0))
     with pytest.raises(DataError, match="No such file"):
         index_shards([str(tmp_path / "audio_{0..2}.tar")])

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nest_fn.errors import OutputError
 from nest_fn.train.data.synth import (
     NOISE_KINDS,
     PHONES,
@@ -162,7 +163,7 @@ def test_a_finished_corpus_is_kept_and_another_one_refused(corpus: tuple[Path, d
     stamps = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert write_corpus(folder, TINY) == manifests
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == stamps
-    with pytest.raises(ValueError, match="another specification"):
+    with pytest.raises(OutputError, match="seed was 0, is 1"):
         write_corpus(folder, replace(TINY, seed=1))
 
 

@@ -23,6 +23,7 @@ def add_commands(commands: Any) -> None:
     scan.add_argument("folder", type=option_types.path)
     scan.add_argument("manifest", type=option_types.path, help="the JSONL file to write")
     scan.add_argument("--hash", action="store_true", help="add each file's SHA-256")
+    option_types.add_overwrite(scan)
     check = _add(data, "validate", _validate, "decode everything and list what a run would refuse")
     check.add_argument("manifest", nargs="+", type=option_types.path)
     check.add_argument("--hash", action="store_true", help="compare each file's SHA-256")
@@ -32,10 +33,12 @@ def add_commands(commands: Any) -> None:
     shard.add_argument("manifest", nargs="+", type=option_types.path)
     shard.add_argument("--out", required=True, type=option_types.path, help="folder of the shards")
     shard.add_argument("--shards", type=option_types.whole(1, 100_000), required=True, help="how many")
+    option_types.add_overwrite(shard)
     synth = _add(data, "synth", _synth, "write the synthetic speech corpus")
     synth.add_argument("out", type=option_types.path, help="folder to write")
     synth.add_argument("--seed", type=option_types.seed, default=0)
     synth.add_argument("--minutes", type=option_types.positive("minutes", 1e5), default=None, help="of training speech")
+    option_types.add_overwrite(synth)
 
 
 def _add(data: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
@@ -63,7 +66,7 @@ def _data_config(args: argparse.Namespace) -> DataConfig:
 def _scan(args: argparse.Namespace) -> int:
     from nest_fn.train.data.corpus_tools import scan
 
-    report = scan(args.folder, args.manifest, hashes=args.hash)
+    report = scan(args.folder, args.manifest, hashes=args.hash, overwrite=args.overwrite)
     for problem in report.problems:
         tell(problem)
     tell(f"{report.checked - len(report.problems)} files in {args.manifest}, {len(report.problems)} left out")
@@ -90,7 +93,7 @@ def _stats(args: argparse.Namespace) -> None:
 def _shard(args: argparse.Namespace) -> None:
     from nest_fn.train.data.corpus_tools import shard
 
-    tell(str(shard(args.manifest, _data_config(args), args.out, args.shards)))
+    tell(str(shard(args.manifest, _data_config(args), args.out, args.shards, overwrite=args.overwrite)))
 
 
 def _synth(args: argparse.Namespace) -> None:
@@ -99,5 +102,5 @@ def _synth(args: argparse.Namespace) -> None:
     spec = CorpusSpec(seed=args.seed)
     if args.minutes is not None:
         spec = dataclasses.replace(spec, train_minutes=args.minutes)
-    for split, path in write_corpus(args.out, spec).items():
+    for split, path in write_corpus(args.out, spec, overwrite=args.overwrite).items():
         tell(f"{split}: {path}")

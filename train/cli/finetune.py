@@ -40,11 +40,16 @@ def add_commands(commands: Any) -> None:
         help="a file with one token a line; default: the text's characters",
     )
     parser.add_argument("--scratch", action="store_true", help="random weights instead of the checkpoint's, to compare")
+    option_types.add_overwrite(parser)
     parser.add_argument("--seed", type=option_types.seed, default=0)
 
 
 def _finetune(args: argparse.Namespace) -> None:
-    from nest_fn.checkpoint.folder import write_checkpoint
+    from nest_fn.checkpoint.folder import versions, write_checkpoint
+    from nest_fn.config.writer import to_text
+    from nest_fn.files.atomic import anything, replacing
+    from nest_fn.files.outputs import MARK, begin, claim, finish
+    from nest_fn.interop.convert import model_digest
     from nest_fn.layers import random
     from nest_fn.model import init
     from nest_fn.train.downstream.ctc import finetune, read_tokens
@@ -58,11 +63,21 @@ def _finetune(args: argparse.Namespace) -> None:
     tokens = None if args.tokens is None else read_tokens(args.tokens)
     steps = finetune(params, state, cfg, frozen_steps=args.frozen_steps, tokens=tokens, seed=args.seed)
     out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
+    facts = {"config": to_text(cfg.to_dict()), "tokens": tokens, "seed": args.seed, "frozen_steps": args.frozen_steps}
+    origin = {"command": "finetune-ctc", "model": model_digest(params, state, cfg), **facts, **versions()}
+    inputs = [args.checkpoint, *cfg.data.train, *cfg.data.valid]
+    place = claim(out, origin, folder=True, inputs=inputs, overwrite=args.overwrite)
+    if place.done:
+        return tell(f"{out} holds the same fine-tuning, finished")
+    begin(place)
     lines = []
     for step, rates, made in steps:
         lines.append({"step": step, **rates._asdict()})
-        (out / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        with replacing(out / "metrics.jsonl", 0, replaces=anything) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
         trees = {"params": made.params, "state": made.state, "head": made.head}
-        write_checkpoint(out / "model", trees, cfg.to_dict(), {"step": step, "tokens": list(made.alphabet.tokens)})
+        meta = {"step": step, "tokens": list(made.alphabet.tokens)}
+        write_checkpoint(out / "model", trees, cfg.to_dict(), meta, replaces=anything)
         tell(f"step {step}/{cfg.trainer.max_steps}  loss {rates.loss:.4f}  CER {rates.cer:.3f}  WER {rates.wer:.3f}")
+    files = [path.relative_to(out).as_posix() for path in sorted(out.rglob("*")) if path.is_file()]
+    finish(place, [name for name in files if name != MARK])

@@ -228,6 +228,7 @@ def _doctor(args: argparse.Namespace) -> int:
 
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=option_types.path, default="bench.json", help="where the figures go")
+    option_types.add_overwrite(parser)
     parser.add_argument("--repeats", type=option_types.whole(1, 10_000), default=3)
     parser.add_argument("--compile", action="store_true", help="also the compiled step (minutes on a CPU)")
 
@@ -235,7 +236,7 @@ def _bench_arguments(parser: argparse.ArgumentParser) -> None:
 def _bench(args: argparse.Namespace) -> None:
     from nest_fn.train.commands.bench import run_benchmark
 
-    for line in run_benchmark(Path(args.out), args.repeats, args.compile):
+    for line in run_benchmark(Path(args.out), args.repeats, args.compile, overwrite=args.overwrite):
         tell(line)
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from nest_fn.train.errors import UsageError
@@ -22,6 +25,7 @@ def add_commands(commands: Any) -> None:
     )
     convert.add_argument("target", type=option_types.path, help="a folder, .safetensors, .pt or .nemo")
     convert.add_argument("--compat", choices=("current", "legacy"), default=None, help="numerics of the reference")
+    option_types.add_overwrite(convert)
     export = _add(commands, "export", _export, "the encoder as a graph that runs without this library")
     export.add_argument("checkpoint", type=option_types.path, help="a checkpoint, or a run folder: its newest")
     export.add_argument(
@@ -29,6 +33,7 @@ def add_commands(commands: Any) -> None:
     )
     export.add_argument("--source", choices=("features", "audio"), default="features", help="what the graph takes")
     export.add_argument("--static", action="store_true", help="one utterance of ten seconds, not any batch and length")
+    option_types.add_overwrite(export)
     extract = _add(commands, "extract", _extract, "write a model's features, a file for each utterance")
     _add_model_arguments(extract)
     extract.add_argument("--layers", type=option_types.layers, default="last", help="all, last, or numbers as 0,3,-1")
@@ -59,6 +64,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=option_types.path, help="a checkpoint, or a run folder: its newest")
     parser.add_argument("source", type=option_types.path, help="a manifest, a folder of audio, or one audio file")
     parser.add_argument("--out", required=True, type=option_types.path, help="folder to write")
+    option_types.add_overwrite(parser)
     parser.add_argument(
         "--batch-seconds", type=option_types.positive("seconds", 1e6), default=60.0, help="padded audio in one batch"
     )
@@ -68,12 +74,15 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def _convert(args: argparse.Namespace) -> None:
     from nest_fn.interop.convert import convert
 
-    convert(args.source, args.target, compat=args.compat)
+    convert(args.source, args.target, compat=args.compat, overwrite=args.overwrite)
     tell(f"written to {args.target}")
 
 
 def _export(args: argparse.Namespace) -> None:
+    from nest_fn.checkpoint.folder import versions
     from nest_fn.errors import ExportError
+    from nest_fn.files.outputs import claim, written
+    from nest_fn.interop.convert import model_digest
     from nest_fn.interop.export import check_target, export_encoder, export_onnx
     from nest_fn.train.downstream.inference import load_model
 
@@ -82,38 +91,53 @@ def _export(args: argparse.Namespace) -> None:
     except ExportError as error:
         raise UsageError(str(error)) from error
     model = load_model(args.checkpoint)
-    if suffix == ".onnx":
-        export_onnx(args.out, *model, dynamic=not args.static, source=args.source)
-    else:
-        export_encoder(*model, args.out, dynamic=not args.static, source=args.source)
+    origin = {"command": "export", "model": model_digest(*model), "source": args.source, "static": args.static}
+    place = claim(args.out, origin | versions(), folder=False, inputs=[args.checkpoint], overwrite=args.overwrite)
+    if not place.done:
+        with written(place) as temporary:
+            if suffix == ".onnx":
+                export_onnx(temporary, *model, dynamic=not args.static, source=args.source)
+            else:
+                export_encoder(*model, temporary, dynamic=not args.static, source=args.source)
     tell(f"written to {args.out}")
 
 
-def _opened(args: argparse.Namespace) -> tuple[Any, Any]:
+@contextmanager
+def _opened(args: argparse.Namespace) -> Iterator[tuple[Any, Any]]:
+    """Model and data set; the manifest of a folder or a file lives as long as they do."""
     from nest_fn.train.downstream.inference import load_model, open_audio
 
     model = load_model(args.checkpoint)
-    dataset = open_audio(
-        args.source, model.cfg, Path(args.out), batch_seconds=args.batch_seconds, max_batch_size=args.max_batch_size
-    )
-    return model, dataset
+    with TemporaryDirectory() as scratch:
+        yield (
+            model,
+            open_audio(
+                args.source,
+                model.cfg,
+                Path(scratch),
+                batch_seconds=args.batch_seconds,
+                max_batch_size=args.max_batch_size,
+            ),
+        )
 
 
 def _extract(args: argparse.Namespace) -> None:
     from nest_fn.train.downstream.extract import extract
 
-    model, dataset = _opened(args)
-    written = sum(1 for _ in extract(
-        model, dataset, Path(args.out), layers=args.layers, weights=args.weights, level=args.level, form=args.format
-    ))  # fmt: skip
-    _tell(written, dataset, args.out)
+    with _opened(args) as (model, dataset):
+        written = sum(1 for _ in extract(
+            model, dataset, Path(args.out), layers=args.layers, weights=args.weights, level=args.level,
+            form=args.format, overwrite=args.overwrite,
+        ))  # fmt: skip
+        _tell(written, dataset, args.out)
 
 
 def _tokenize(args: argparse.Namespace) -> None:
     from nest_fn.train.downstream.extract import tokenize
 
-    model, dataset = _opened(args)
-    _tell(sum(1 for _ in tokenize(model, dataset, Path(args.out), form=args.format)), dataset, args.out)
+    with _opened(args) as (model, dataset):
+        made = tokenize(model, dataset, Path(args.out), form=args.format, overwrite=args.overwrite)
+        _tell(sum(1 for _ in made), dataset, args.out)
 
 
 def _tell(written: int, dataset: Any, out: str) -> None:

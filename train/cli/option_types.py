@@ -18,6 +18,13 @@ SEEDS = (-(2**63), 2**64 - 1)  # of ``nest_fn.key``
 _DIGITS = 40  # of a number that is worth reading
 
 
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    """``--overwrite``, the same for all commands that write."""
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace what an earlier call wrote there, and nothing else"
+    )
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are ``UsageError``, so that they end as all others do: one line, exit code 2."""
 

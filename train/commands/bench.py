@@ -16,9 +16,12 @@ from typing import Any
 
 import torch
 
+from nest_fn.checkpoint.folder import versions
 from nest_fn.config import Config
 from nest_fn.decoder import logits
 from nest_fn.encoder import encode_frames, subsample_features
+from nest_fn.errors import OutputError
+from nest_fn.files.outputs import claim, written
 from nest_fn.frontend import log_mel
 from nest_fn.layers import random
 from nest_fn.layers.linear import init_linear, linear
@@ -37,8 +40,11 @@ REFERENCE_GEMM = 89.0
 REFERENCE_STEP = 2.36
 
 
-def run_benchmark(out: Path, repeats: int = 3, compiled: bool = False) -> Iterator[str]:
-    """Measure, write ``out`` as JSON, and tell line by line."""
+def run_benchmark(out: Path, repeats: int = 3, compiled: bool = False, *, overwrite: bool = False) -> Iterator[str]:
+    """Measure, write ``out`` as JSON, and tell line by line. Raises ``OutputError`` where figures stand already."""
+    place = claim(out, {"command": "bench", **versions()}, folder=False, overwrite=overwrite)
+    if place.begun:
+        raise OutputError(f"{out}: holds the figures of an earlier run; give --out another name, or --overwrite it.")
     torch.set_num_threads(1)
     keep_freed_memory()
     cfg = Config.preset("nest_small")
@@ -65,7 +71,8 @@ def run_benchmark(out: Path, repeats: int = 3, compiled: bool = False) -> Iterat
     if compiled:
         figures["compiled"] = compiled_step(cfg, repeats)
         yield f"compiled: {figures['compiled']['step']:.2f} core-s, first step {figures['compiled']['first']:.0f} s"
-    out.write_text(json.dumps(figures, indent=1) + "\n")
+    with written(place) as temporary:
+        temporary.write_text(json.dumps(figures, indent=1) + "\n")
     yield f"written to {out}"
 
 

@@ -12,6 +12,9 @@ import torch
 from nest_fn.checkpoint import folder as checkpoint_files
 from nest_fn.checkpoint import retention as checkpoint_folder
 from nest_fn.config import Config
+from nest_fn.config.writer import to_text
+from nest_fn.files.atomic import anything, replacing
+from nest_fn.files.outputs import begin, claim
 from nest_fn.frontend import log_mel
 from nest_fn.hidden_states import features
 from nest_fn.layers import random
@@ -39,6 +42,8 @@ Maker = Callable[[Tensor, Tensor], list[Tensor]]
 def run_demo(cfg: Config, run: Path, seed: int, reporter: Reporter) -> int:
     """Make the corpus, pre-train, probe, and tell; the exit code of the training."""
     reporter.say("Synthetic speech: this shows that training works, not how good the features are on real speech.")
+    place = claim(run, {"command": "demo", "seed": seed, "config": to_text(cfg.to_dict())}, folder=True)
+    begin(place)
     manifests = write_corpus(run / "corpus", CorpusSpec(seed=seed))
     data = dataclasses.replace(
         cfg.data, train=(str(manifests["train"]),), valid=(str(manifests["valid"]),), noise=(str(manifests["noise"]),)
@@ -48,7 +53,8 @@ def run_demo(cfg: Config, run: Path, seed: int, reporter: Reporter) -> int:
     if code:
         return code
     found = probe_run(cfg, run / "run", manifests)
-    (run / "probe.json").write_text(json.dumps(found, indent=1) + "\n")
+    with replacing(run / "probe.json", 0, replaces=anything) as temporary:
+        temporary.write_text(json.dumps(found, indent=1) + "\n")
     for line in summary(run / "run", found):
         reporter.say(line)
     return 0

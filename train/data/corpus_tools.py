@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from nest_fn.checkpoint.folder import versions
 from nest_fn.config.training import DataConfig
 from nest_fn.files.inputs import read_plain
+from nest_fn.files.outputs import claim, written
 from nest_fn.train.errors import DataError, UsageError
 
 from .batch_plan import plan_epoch
@@ -41,7 +44,9 @@ class Report:
         return not self.problems
 
 
-def scan(folder: str | Path, manifest: str | Path, *, workers: int = 4, hashes: bool = False) -> Report:
+def scan(
+    folder: str | Path, manifest: str | Path, *, workers: int = 4, hashes: bool = False, overwrite: bool = False
+) -> Report:
     """Write a manifest of all audio files below ``folder``, sorted by path; files that cannot be read are left out.
 
     Paths are relative to the manifest; ``hashes`` adds each file's ``sha256``. Raises ``DataError`` if nothing is
@@ -49,6 +54,8 @@ def scan(folder: str | Path, manifest: str | Path, *, workers: int = 4, hashes: 
     """
     base = Path(os.path.abspath(manifest)).parent
     files = list(audio_files(os.path.abspath(folder)))
+    origin = {"command": "data scan", "folder": os.path.abspath(folder), "hashes": hashes, **versions()}
+    place = claim(manifest, origin | {"files": _listing(files)}, folder=False, inputs=files, overwrite=overwrite)
 
     def look(path: str) -> dict[str, Any] | str:
         try:
@@ -66,8 +73,22 @@ def scan(folder: str | Path, manifest: str | Path, *, workers: int = 4, hashes: 
     if not entries:
         why = f": {problems[0]}" if problems else f"; looked for {', '.join(AUDIO_SUFFIXES)}"
         raise DataError(f"scan: {folder} holds no readable audio{why}")
-    write_manifest(manifest, entries)
+    if not place.done:
+        with written(place) as temporary:
+            write_manifest(temporary, entries)
     return Report(len(files), problems)
+
+
+def _listing(files: Sequence[str]) -> str:
+    """SHA-256 of names and sizes."""
+    return _sha256(json.dumps([[path, _size(path)] for path in files]).encode())
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
 
 
 def validate(files: Sequence[str], config: DataConfig, *, hashes: bool = False, shards: Sequence[str] = ()) -> Report:
@@ -133,10 +154,12 @@ def stats(
     }
 
 
-def shard(files: Sequence[str], config: DataConfig, out_dir: str | Path, shards: int) -> Path:
+def shard(
+    files: Sequence[str], config: DataConfig, out_dir: str | Path, shards: int, *, overwrite: bool = False
+) -> Path:
     """Pack the audio of manifests into tar shards; returns the path of the new manifest. Raises ``DataError``."""
     manifest = load_manifest(files, root=config.root, channel=config.channel, workers=config.num_workers)
-    return write_shards(manifest, out_dir, shards)
+    return write_shards(manifest, out_dir, shards, overwrite=overwrite)
 
 
 def _plan_numbers(manifest: Manifest, config: DataConfig, sample_rate: int) -> dict[str, Any]:

@@ -1,14 +1,13 @@
 """``nest-fn extract`` and ``nest-fn tokenize``: what a trained model makes of audio, a file for each utterance.
 
 Always in evaluation mode, so that an utterance's features do not depend on its batch. A file appears when it is whole;
-a second run of the same command makes the missing ones only. ``index.jsonl`` tells which file belongs to which
-utterance.
+a second run of the same command makes the missing ones only, and one of another model, manifest or setting is refused
+(``nest_fn.files.outputs``). ``index.jsonl`` tells which file belongs to which utterance.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nest_fn.checkpoint.folder import versions
 from nest_fn.decoder import logits
 from nest_fn.extras import load_extra
+from nest_fn.files.atomic import anything, replacing
+from nest_fn.files.outputs import begin, claim, finish
 from nest_fn.frontend import log_mel
 from nest_fn.hidden_states import features, layer_numbers
+from nest_fn.interop.convert import model_digest
 from nest_fn.layers.types import Tensor
 from nest_fn.model import quantize
 from nest_fn.train.data.dataset import Dataset
@@ -30,16 +33,17 @@ from .inference import Model, utterances
 
 Arrays = dict[str, NDArray[Any]]
 FORMATS = ("npy", "npz", "safetensors")
+INDEX = "index.jsonl"
 
 
 def extract(
     model: Model, dataset: Dataset, out: Path, *, layers: Sequence[int] | None = None,
-    weights: Sequence[float] | None = None, level: str = "frame", form: str = "npy",
+    weights: Sequence[float] | None = None, level: str = "frame", form: str = "npy", overwrite: bool = False,
 ) -> Iterator[str]:  # fmt: skip
     """Write features ``[layers, T, D]``, or for ``level="utterance"`` their means ``[layers, D]``; yields file names.
 
     ``weights``, one a layer, sum the layers up instead: ``[T, D]`` or ``[D]``. Frames are 80 ms at factor 8. Raises
-    ``UsageError``, ``DataError``.
+    ``UsageError``, ``DataError``, ``OutputError``.
     """
     try:
         chosen = layer_numbers(model.cfg.encoder.n_layers, layers)
@@ -58,13 +62,14 @@ def extract(
                 each = torch.einsum("l,l...->...", torch.tensor(weights, dtype=each.dtype), each)
             yield {"features": each.numpy()}
 
-    return _write_all(dataset, out, form, make)
+    facts = {"command": "extract", "layers": chosen, "weights": weights, "level": level}
+    return _write_all(model, dataset, out, form, make, facts, overwrite)
 
 
-def tokenize(model: Model, dataset: Dataset, out: Path, *, form: str = "npz") -> Iterator[str]:
+def tokenize(model: Model, dataset: Dataset, out: Path, *, form: str = "npz", overwrite: bool = False) -> Iterator[str]:
     """Write ``quantizer`` int64 ``[T, K]``, the targets that training would use, and ``decoder``, the model's guesses.
 
-    Raises ``DataError``.
+    Raises ``DataError``, ``OutputError``.
     """
 
     def make(audio: Tensor, lengths: Tensor) -> Iterator[Arrays]:
@@ -79,18 +84,21 @@ def tokenize(model: Model, dataset: Dataset, out: Path, *, form: str = "npz") ->
 
     if model.cfg.mask_position == "post_conv":
         raise UsageError("tokenize: under post_conv tokens are made of the subsampled signal; extract features instead")
-    return _write_all(dataset, out, form, make)
+    return _write_all(model, dataset, out, form, make, {"command": "tokenize"}, overwrite)
 
 
 @torch.no_grad()
 def _write_all(
-    dataset: Dataset, out: Path, form: str, make: Callable[[Tensor, Tensor], Iterator[Arrays]]
-) -> Iterator[str]:
+    model: Model, dataset: Dataset, out: Path, form: str, make: Callable[[Tensor, Tensor], Iterator[Arrays]],
+    facts: Mapping[str, Any], overwrite: bool,
+) -> Iterator[str]:  # fmt: skip
     """Write what is missing, batch by batch, then the index."""
     if form not in FORMATS:
         raise UsageError(f"extract: no format is called '{form}'; use one of {', '.join(FORMATS)}")
-    out.mkdir(parents=True, exist_ok=True)
+    origin = {**facts, "format": form, "model": model_digest(*model), "data": dataset.digest, **versions()}
+    place = claim(out, origin, folder=True, inputs=dataset.manifest.files, overwrite=overwrite)
     names = _names(dataset, form)
+    begin(place, [*names, INDEX])
     for batch in utterances(dataset):
         missing = [row for row, index in enumerate(batch.number.tolist()) if not (out / names[index]).exists()]
         if not missing:
@@ -100,7 +108,9 @@ def _write_all(
             _write(out / names[index], arrays, form)
             yield names[index]
     lines = [{**dataset.manifest.fields(index), "feature_filepath": name} for index, name in enumerate(names)]
-    (out / "index.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    with replacing(out / INDEX, 0, replaces=anything) as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    finish(place, [*names, INDEX])
 
 
 def _memory_told(made: Iterator[Arrays], shape: Sequence[int], sample_rate: int) -> Iterator[Arrays]:
@@ -128,15 +138,14 @@ def _names(dataset: Dataset, form: str) -> list[str]:
 
 
 def _write(path: Path, arrays: Mapping[str, NDArray[Any]], form: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
+    room = sum(array.nbytes for array in arrays.values())
+    with replacing(path, room) as temporary, open(temporary, "wb") as file:
         if form == "npz":
             np.savez(file, **arrays)  # type: ignore[arg-type]
         elif form == "npy":
             np.save(file, np.stack(list(arrays.values())) if len(arrays) > 1 else next(iter(arrays.values())))
         else:
             file.write(_safetensors(arrays))
-    os.replace(temporary, path)
 
 
 def _safetensors(arrays: Mapping[str, NDArray[Any]]) -> bytes:

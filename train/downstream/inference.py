@@ -47,7 +47,7 @@ def open_audio(
 ) -> Dataset:  # fmt: skip
     """All utterances of manifests, of a folder, or of one audio file, whatever their length, channels mixed.
 
-    For a folder or a file a manifest is written to ``scratch``. Raises ``DataError``.
+    For a folder or a file a manifest is written into the folder ``scratch``. Raises ``DataError``.
     """
     files = [source] if isinstance(source, str) else list(source)
     if len(files) == 1 and (Path(files[0]).is_dir() or files[0].lower().endswith(AUDIO_SUFFIXES)):

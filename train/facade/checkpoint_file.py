@@ -26,10 +26,24 @@ WEIGHTS, OPTIMIZER = "model_state_dict", "optimizer_state_dict"
 
 
 def write_file(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write the dictionary; the old file stays until the new one is whole. Raises ``CheckpointError``."""
+    """Write the dictionary, in place of an earlier one, which stays until the new one is whole.
+
+    Raises ``OutputError`` where another file stands there, ``CheckpointError`` if it cannot be written.
+    """
     room = sum(leaf.numel() * leaf.element_size() for leaf in flatten(content).values() if isinstance(leaf, Tensor))
-    with replacing(path, room) as temporary, open(temporary, "wb") as file:
+    with replacing(path, room, replaces=_own_file) as temporary, open(temporary, "wb") as file:
         torch.save(dict(content), file)
+
+
+def _own_file(path: Path) -> str | None:
+    """None if a file holds such a dictionary, else what it is, in words."""
+    try:
+        with opened(path) as file:
+            content = read_torch(file, str(path), STAND_INS) if file.read(4) == b"PK\x03\x04" else None
+    except (CheckpointError, OSError):
+        content = None
+    ours = isinstance(content, Mapping) and WEIGHTS in content
+    return None if ours else "is there already, and no file of such a model"
 
 
 def read_file(path: str | Path) -> dict[str, Any]:

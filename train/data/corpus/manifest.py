@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nest_fn.files.atomic import anything, replacing
 from nest_fn.files.inputs import open_plain, read_plain
 from nest_fn.files.quoting import clip
 from nest_fn.train.errors import DataError
@@ -172,13 +173,14 @@ def manifest_files(files: str | Path | Sequence[str | Path]) -> list[str]:
     return paths
 
 
-def write_manifest(path: str | Path, entries: Iterable[Mapping[str, Any]]) -> None:
-    """Write JSON lines; the file is there whole or not at all."""
-    temporary = Path(f"{path}.tmp")
-    with open(temporary, "w", encoding="utf-8") as stream:
+def write_manifest(path: str | Path, entries: Iterable[Mapping[str, Any]], *, overwrite: bool = False) -> None:
+    """Write JSON lines; the file is there whole or not at all. Raises ``OutputError`` if it was there already."""
+    with (
+        replacing(path, 0, replaces=anything if overwrite else None) as temporary,
+        open(temporary, "w", encoding="utf-8") as stream,
+    ):
         for entry in entries:
             stream.write(json.dumps(entry) + "\n")
-    os.replace(temporary, path)
 
 
 # Steps of load_manifest ----------------------------------------------------------------------------------------------

@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from nest_fn.checkpoint.folder import versions
+from nest_fn.files.atomic import anything, replacing
+from nest_fn.files.outputs import begin, claim, finish
 from nest_fn.train.errors import DataError
 
 from .tar import tar_members
@@ -116,34 +119,42 @@ def index_shards(patterns: Sequence[str], workers: int = 4) -> ShardIndex:
     )  # fmt: skip
 
 
-def write_shards(manifest: Manifest, out_dir: str | Path, shards: int) -> Path:
+def write_shards(manifest: Manifest, out_dir: str | Path, shards: int, *, overwrite: bool = False) -> Path:
     """Pack a manifest's audio into ``audio_{0..shards-1}.tar`` beside a ``manifest.jsonl`` with ``shard_id``.
 
     Files keep their bytes and their order; all segments of a file go to one shard. The archives depend on nothing but
-    the content: no times, no owners. Returns the manifest's path. Raises ``DataError``.
+    the content: no times, no owners. Returns the manifest's path. Raises ``DataError``, ``OutputError``.
     """
     groups: dict[str, list[int]] = {}
     for index in range(len(manifest)):
         groups.setdefault(str(manifest.source(index)), []).append(index)
     if not 1 <= shards <= len(groups):
         raise DataError(f"shard: {shards} shards asked of {len(groups)} audio files; ask 1 to {len(groups)}")
-    folder = Path(out_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
-        raise DataError(f"shard: {folder} is not empty; give a new folder")
+    folder, listing = Path(out_dir), Path(out_dir) / "manifest.jsonl"
+    origin = {"command": "data shard", "data": manifest.digest, "shards": shards, **versions()}
+    place = claim(folder, origin, folder=True, inputs=manifest.files, overwrite=overwrite)
+    if place.done:
+        return listing
+    names = [f"audio_{number}.tar" for number in range(shards)] + [listing.name]
+    begin(place, names)
     files = list(groups.values())
     lines: list[str] = []
     for number in range(shards):
         part = files[number * len(files) // shards : (number + 1) * len(files) // shards]
         lines += _write_shard(manifest, part, folder / f"audio_{number}.tar", number)
-    return _replace(folder / "manifest.jsonl", "".join(lines).encode("utf-8"))
+    with replacing(listing, 0, replaces=anything) as temporary:
+        temporary.write_bytes("".join(lines).encode("utf-8"))
+    finish(place, names)
+    return listing
 
 
 def _write_shard(manifest: Manifest, files: list[list[int]], path: Path, number: int) -> list[str]:
     """One archive; the manifest lines of what is in it."""
     lines = []
-    temporary = path.with_name(path.name + ".tmp")
-    with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as archive:
+    with (
+        replacing(path, 0, replaces=anything) as temporary,
+        tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as archive,
+    ):
         for indices in files:
             name = _member_name(manifest, indices[0])
             data = manifest.read_bytes(indices[0])
@@ -154,7 +165,6 @@ def _write_shard(manifest: Manifest, files: list[list[int]], path: Path, number:
                 fields = {k: v for k, v in manifest.fields(index).items() if k != "audio_filename"}
                 fields |= {"audio_filepath": name, "duration": float(manifest.duration[index]), "shard_id": number}
                 lines.append(json.dumps(fields) + "\n")
-    os.replace(temporary, path)
     return lines
 
 
@@ -164,11 +174,3 @@ def _member_name(manifest: Manifest, index: int) -> str:
     if not os.path.isabs(path) and ".." not in path.split("/"):
         return path
     return f"{manifest.utterance[index]:016x}{Path(path).suffix}"
-
-
-def _replace(path: Path, data: bytes) -> Path:
-    """Write a file so that it is there whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
-    return path

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from nest_fn.files.atomic import anything, replacing
+from nest_fn.files.outputs import begin, claim, finish
 from nest_fn.train.data.corpus.wav import write_wav
 
 from .keys import generator
@@ -91,7 +93,18 @@ def _in_noise(spec: CorpusSpec, split: str, index: int, audio: np.ndarray) -> tu
 
 
 def _write_manifest(path: Path, entries: Iterable[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+    _write_text(path, "".join(json.dumps(entry) + "\n" for entry in entries))
+
+
+def _write_text(path: Path, text: str) -> None:
+    with replacing(path, len(text), replaces=anything) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _clips(out: Path, splits: Iterable[str]) -> list[str]:
+    """The audio files that the manifests name."""
+    lines = (line for split in splits for line in (out / f"{split}.jsonl").read_text("utf-8").splitlines())
+    return [json.loads(line)["audio_filepath"] for line in lines]
 
 
 def _entry(out_dir: Path, split: str, index: int, audio: np.ndarray, **known: Any) -> dict[str, Any]:
@@ -138,20 +151,18 @@ def _write_noise(spec: CorpusSpec, out: Path) -> None:
     _write_manifest(out / "noise.jsonl", entries)
 
 
-def write_corpus(out_dir: str | Path, spec: CorpusSpec | None = None) -> dict[str, Path]:
+def write_corpus(out_dir: str | Path, spec: CorpusSpec | None = None, *, overwrite: bool = False) -> dict[str, Path]:
     """Write the corpus under ``out_dir`` and return its manifests by split. Nothing is done where it is complete.
 
-    ``corpus.json``, written last, holds the specification. Raises ValueError where the folder holds another corpus.
+    ``corpus.json``, written last, holds the specification. Raises ``OutputError`` where the folder holds anything else.
     """
     spec = spec or CorpusSpec()
     out, wanted = Path(out_dir), {"format": _FORMAT, **dataclasses.asdict(spec)}
     splits = ["train", "valid", "noise", "probe_train", "probe_train_noisy", "probe_test", "probe_test_noisy"]
-    stamp = out / "corpus.json"
-    if stamp.exists():
-        if json.loads(stamp.read_text(encoding="utf-8")) != wanted:
-            raise ValueError(f"synth: {out} holds a corpus of another specification; choose another folder")
+    place = claim(out, {"command": "data synth", **wanted}, folder=True, overwrite=overwrite)
+    if place.done:
         return {split: out / f"{split}.jsonl" for split in splits}
-    out.mkdir(parents=True, exist_ok=True)
+    begin(place)
     valid_from = spec.train_speakers
     test_from = valid_from + spec.valid_speakers
     _write_speech(spec, out, "train", spec.train_minutes, range(spec.train_speakers), noisy=False)
@@ -161,5 +172,6 @@ def write_corpus(out_dir: str | Path, spec: CorpusSpec | None = None) -> dict[st
     test_speakers = range(test_from, test_from + spec.probe_test_speakers)
     _write_speech(spec, out, "probe_test", spec.probe_test_minutes, test_speakers, noisy=True)
     _write_noise(spec, out)
-    stamp.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+    _write_text(out / "corpus.json", json.dumps(wanted, indent=2) + "\n")
+    finish(place, [f"{split}.jsonl" for split in splits] + _clips(out, splits) + ["corpus.json"])
     return {split: out / f"{split}.jsonl" for split in splits}

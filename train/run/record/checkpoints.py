@@ -12,6 +12,7 @@ import torch
 from nest_fn.checkpoint import folder as checkpoint_files
 from nest_fn.checkpoint import retention as checkpoint_folder
 from nest_fn.config import Config
+from nest_fn.files.atomic import anything
 from nest_fn.layers.tree import check_same, flatten, tree_map, unflatten
 from nest_fn.layers.types import Tensor
 from nest_fn.model import abstract
@@ -81,7 +82,7 @@ def write(cfg: Config, path: Path, saved: Saved, digest: str, extra: Mapping[str
     ts = saved.ts
     trees = {"params": ts.params, "state": ts.state, "optimizer": _optimizer_tree(ts.opt_state), "ema": ts.ema}
     trees["window"] = saved.window
-    checkpoint_files.write_checkpoint(path, trees, recorded(cfg), _meta(saved, digest) | dict(extra))
+    checkpoint_files.write_checkpoint(path, trees, recorded(cfg), _meta(saved, digest) | dict(extra), replaces=anything)
 
 
 def check_keeping(cfg: Config) -> None:

@@ -23,6 +23,7 @@ from nest_fn.config import Config
 from nest_fn.config.writer import to_text
 from nest_fn.files.inputs import read_plain
 from nest_fn.files.lock import Lock
+from nest_fn.files.outputs import contents
 from nest_fn.train.errors import CheckpointError, UsageError
 
 from .appending import append_whole
@@ -38,7 +39,15 @@ class RunFolder:
         self._lock = Lock(self.path / "lock")
 
     def open(self) -> None:
-        """Make the folder and lock it. Raises ``UsageError`` if it cannot be written, ``CheckpointError`` if held."""
+        """Make the folder and lock it.
+
+        Raises ``UsageError`` if it cannot be written or is somebody else's, ``CheckpointError`` if held.
+        """
+        if not self._may_hold_a_run():
+            raise UsageError(
+                f"run folder {self.path}: {contents(self.path)}, and no run; nothing there was touched: choose another "
+                "with --folder."
+            )
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             holder = self._lock.take()
@@ -49,14 +58,23 @@ class RunFolder:
                 f"run folder {self.path}: {holder} is writing here; stop it, or choose another with --folder."
             )
 
+    def _may_hold_a_run(self) -> bool:
+        """Whether nothing stands here, or a run that began, however far it came."""
+        if not self.path.is_dir() or not any(True for _ in self.path.iterdir()):
+            return True
+        began = [self.path / name for name in ("command.txt", "data.json")]
+        return self.checkpoints.is_dir() and (
+            any(file.exists() for file in began) or not (self.path / "config.yaml").exists()
+        )
+
     def close(self) -> None:
         """Give the lock back."""
         self._lock.release()
 
     def describe(self, cfg: Config, command: list[str], data: Mapping[str, Any]) -> None:
         """Write down what the run was started with."""
-        (self.path / "config.yaml").write_text(to_text(cfg.to_dict()), encoding="utf-8")
         (self.path / "command.txt").write_bytes(os.fsencode(" ".join(command) + "\n"))  # paths may be no UTF-8
+        (self.path / "config.yaml").write_text(to_text(cfg.to_dict()), encoding="utf-8")
         (self.path / "environment.json").write_text(json.dumps(environment(), indent=1) + "\n")
         (self.path / "data.json").write_text(json.dumps(data, indent=1) + "\n")
 

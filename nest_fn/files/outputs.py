@@ -1,0 +1,208 @@
+"""The one guard of all outputs: nothing is overwritten or deleted that was not written by the same command before.
+
+A command claims its place before it works, and looks again when it writes::
+
+    place = claim(path, origin, folder=False, inputs=[source], overwrite=args.overwrite)
+    if place.done:
+        return
+    with written(place) as temporary:
+        ...
+
+What was written carries a mark that says what made it of what (its *origin*) and lists its files: ``origin.json`` in a
+folder, ``.NAME.origin.json`` beside a file. A place that is taken is refused, unless its mark has the very same origin
+(then the work is done, or goes on), or ``overwrite`` is set and it holds what its mark lists and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nest_fn.errors import OutputError
+
+from .atomic import anything, is_temporary, remove, replacing
+from .inputs import read_plain
+from .lock import holder
+from .quoting import clip, shown
+
+MARK = "origin.json"
+Origin = Mapping[str, Any]
+"""What an output was made by and of, as values for JSON: ``command``, ``version``, digests of inputs, settings."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place to write to that was found free, or replaceable, or begun by the same command on the same inputs."""
+
+    path: Path
+    origin: dict[str, Any]
+    folder: bool
+    begun: bool = False  # the same origin's work stands here, whole or in part
+    done: bool = False  # and it is whole
+    replaced: tuple[str, ...] | None = None  # files of another origin that give way, below ``path``
+
+    @property
+    def mark(self) -> Path:
+        """The file that says what wrote this."""
+        return mark_of(self.path, self.folder)
+
+
+def mark_of(path: Path, folder: bool) -> Path:
+    """Where the mark of an output stands."""
+    return path / MARK if folder else path.with_name(f".{path.name}.{MARK}")
+
+
+def claim(
+    path: str | Path, origin: Origin, *, folder: bool, inputs: Iterable[str | Path] = (), overwrite: bool = False
+) -> Place:
+    """Find out whether ``path`` may be written to; touches nothing. Raises ``OutputError`` that says why it may not."""
+    path = Path(path)
+    place = Place(Path(os.path.abspath(path)), json.loads(json.dumps(dict(origin))), folder)
+    if not os.path.lexists(path):
+        _check_parents(path)
+        return place
+    _check_kind(path, folder, list(inputs))
+    if folder and not any(True for _ in path.iterdir()):
+        return place
+    mark = _read_mark(mark_of(place.path, folder))
+    if mark is None:
+        raise OutputError(f"{path}: {contents(path)}; nothing there was touched: choose another name.")
+    differs = _difference(mark["origin"], place.origin)
+    if differs is None and not overwrite:
+        return replace(place, begun=True, done=bool(mark.get("done")))
+    if not overwrite:
+        raise OutputError(f"{path}: was made of something else ({differs}): choose another name, or --overwrite it.")
+    return replace(place, replaced=_replaceable(path, mark, folder))
+
+
+def begin(place: Place, files: Iterable[str] | None = None) -> None:
+    """Make the folder and its mark, in place of what gives way. ``files``: all that will stand there, if known."""
+    for name in place.replaced or ():
+        remove(place.path / name)
+    place.path.mkdir(parents=True, exist_ok=True)
+    _write_mark(place, files, done=False)
+
+
+def finish(place: Place, files: Iterable[str]) -> None:
+    """Note in a folder's mark that all its files are written."""
+    _write_mark(place, files, done=True)
+
+
+@contextmanager
+def written(place: Place, room: int = 0) -> Iterator[Path]:
+    """A path for the block to make a file (or a folder) at; it and its mark are in place when the block ends well."""
+    replaces = anything if place.replaced is not None or place.begun else None
+    with replacing(place.path, room, place.folder, replaces) as temporary:
+        if place.folder:
+            temporary.rmdir()  # the block makes it
+        yield temporary
+        if place.folder:
+            files = [path.relative_to(temporary).as_posix() for path in sorted(temporary.rglob("*")) if path.is_file()]
+            _write_mark(replace(place, path=temporary), files, done=True)
+        else:
+            digest = _sha256(temporary)
+    if not place.folder:
+        _write_mark(place, [place.path.name], done=True, sha256=digest)
+
+
+def contents(path: Path) -> str:
+    """What stands at a path, in words."""
+    if not path.is_dir():
+        return "is there already"
+    if (path / "checkpoints").is_dir():
+        live = holder(path / "lock")
+        return f"is the folder of a run that {live} is writing" if live else "is the folder of a run"
+    names = sorted(entry.name for entry in path.iterdir())
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    return f"holds {', '.join(shown(name) for name in names[:2])}{more}"
+
+
+def _check_parents(path: Path) -> None:
+    """The nearest folder above that exists must be one, and take new files."""
+    above = Path(os.path.abspath(path)).parent
+    while not os.path.lexists(above):
+        above = above.parent
+    if not above.is_dir():
+        raise OutputError(f"{path}: {above} is no folder; choose another name.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise OutputError(f"{path}: {above} cannot be written to; choose another name.")
+
+
+def _check_kind(path: Path, folder: bool, inputs: list[str | Path]) -> None:
+    if path.is_symlink():
+        raise OutputError(f"{path}: is a link to {os.readlink(path)}; name a place that is none.")
+    if path.is_dir() != folder or not (folder or path.is_file()):
+        found = "a folder" if path.is_dir() else "a file" if path.is_file() else "no plain file"
+        raise OutputError(f"{path}: is {found}; {'a folder' if folder else 'a file'} is written: choose another name.")
+    whole = Path(os.path.realpath(path))
+    for source in inputs:
+        given = Path(os.path.realpath(source))
+        with suppress(OSError):
+            if given == whole or os.path.samefile(path, source):
+                raise OutputError(f"{path}: is the input itself; choose another name.")
+        if folder and given.is_relative_to(whole):
+            raise OutputError(f"{path}: holds the input {source}; choose another name.")
+    if folder and Path.cwd().is_relative_to(whole):
+        raise OutputError(f"{path}: is the current folder, or holds it; choose another name.")
+
+
+def _difference(old: Origin, new: Origin) -> str | None:
+    """The first fact that two origins do not share, in words."""
+    for key in sorted({*old, *new}):
+        if old.get(key) != new.get(key):
+            return f"{key} was {clip(json.dumps(old.get(key)))}, is {clip(json.dumps(new.get(key)))}"
+    return None
+
+
+def _replaceable(path: Path, mark: Mapping[str, Any], folder: bool) -> tuple[str, ...]:
+    """The files that give way. Raises ``OutputError`` where anything is there that the mark does not list."""
+    listed = mark.get("files")
+    if not isinstance(listed, list):
+        raise OutputError(
+            f"{path}: was not finished, so not all in it is known to be ours; remove it, or choose another."
+        )
+    if not folder:
+        if mark.get("sha256") != _sha256(path):
+            raise OutputError(f"{path}: was changed since it was written; remove it yourself, or choose another name.")
+        return (path.name,)
+    ours = {*map(str, listed), MARK}
+    for where, folders, names in os.walk(path):
+        inside = os.path.relpath(where, path)
+        for name in (*names, *(one for one in folders if os.path.islink(os.path.join(where, one)))):
+            relative = os.path.normpath(os.path.join(inside, name))
+            if relative not in ours and not is_temporary(name):
+                raise OutputError(
+                    f"{path}: also holds {shown(relative)}, which was not written with it; move that first."
+                )
+    return tuple(sorted(ours))
+
+
+def _read_mark(path: Path) -> dict[str, Any] | None:
+    """A mark's content; None where none is, or it is none of ours."""
+    try:
+        content = json.loads(read_plain(path))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) and isinstance(content.get("origin"), dict) else None
+
+
+def _own_mark(path: Path) -> str | None:
+    return None if _read_mark(path) is not None else "is there already, and no mark of this library"
+
+
+def _write_mark(place: Place, files: Iterable[str] | None, done: bool, **more: Any) -> None:
+    content = {"written_by": "nest_fn", "origin": place.origin, "done": done, **more}
+    content["files"] = None if files is None else list(files)
+    with replacing(place.mark, 0, replaces=_own_mark) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
