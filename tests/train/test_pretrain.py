@@ -166,7 +166,7 @@ def test_asked_to_stop_and_started_again(corpus: Corpus, tmp_path: Path, referen
 
 def test_killed_before_the_first_checkpoint(corpus: Corpus, tmp_path: Path, reference: Path) -> None:
     run = tmp_path / "run"
-    run.mkdir()
+    (run / "checkpoints").mkdir(parents=True)
     (run / "metrics.jsonl").write_text((reference / "metrics.jsonl").read_text().splitlines(keepends=True)[0])
     assert main(words(corpus, run)) == 0
     assert_same(run, reference)
@@ -195,7 +195,7 @@ def test_two_micro_batches_see_the_same_tokens(corpus: Corpus, tmp_path: Path, r
 
 def test_shards_train_as_files_do(corpus: Corpus, tmp_path: Path, reference: Path) -> None:
     assert main(["data", "shard", corpus.train, "--out", str(tmp_path / "tar"), "--shards", "3"]) == 0
-    (manifest,) = (tmp_path / "tar").glob("*.json*")
+    (manifest,) = (tmp_path / "tar").glob("*.jsonl")
     sharded = [f"data.train={manifest}", f"data.train_shards={tmp_path}/tar/audio_{{0..2}}.tar"]
     assert main(words(corpus, tmp_path / "run", *sharded)) == 0
     assert metrics(tmp_path / "run") == metrics(reference)
