@@ -112,8 +112,8 @@ def _nearest(points: Tensor, codes: Tensor, dist_fn: str) -> Tensor:
     z = points.to(codes.dtype)
     offset = codes.square().sum(-1) / -2 if dist_fn == "l2" else codes.new_zeros(codes.shape[0])
     transposed = codes.t()
-    pieces = z.split(_rows_at_a_time(z, codes.shape[0]))
-    ids = torch.cat([torch.addmm(offset, piece, transposed).argmax(-1) for piece in pieces])
+    pieces = _pieces(z, codes.shape[0])
+    ids = torch.cat([torch.addmm(offset, piece, transposed).argmax(-1) for piece in pieces])[: z.shape[0]]
     if dist_fn == "cosine":
         return ids
     # All codes are about as far from a zero vector (padding); the reference takes the smallest norm, so rounding
@@ -122,6 +122,10 @@ def _nearest(points: Tensor, codes: Tensor, dist_fn: str) -> Tensor:
     return torch.where((points == 0).all(-1), at_zero, ids)
 
 
-def _rows_at_a_time(z: Tensor, classes: int) -> int:
-    rows = max(1, (_CPU_SCORES if z.device.type == "cpu" else _GPU_SCORES) // classes)
-    return max(rows, -(-z.shape[0] // _COMPILED_PIECES)) if torch.compiler.is_compiling() else rows
+def _pieces(z: Tensor, classes: int) -> tuple[Tensor, ...]:
+    """The points ``[N, dim]`` in pieces; zeros may follow the last. A compiled graph has as many for every ``N``."""
+    if torch.compiler.is_compiling():
+        filled = F.pad(z, (0, 0, 0, -z.shape[0] % _COMPILED_PIECES))
+        return filled.reshape(_COMPILED_PIECES, -1, z.shape[1]).unbind(0)
+    scores = _CPU_SCORES if z.device.type == "cpu" else _GPU_SCORES
+    return z.split(max(1, scores // classes))

@@ -1,10 +1,11 @@
 """The step compiled by parts: what it compiles does not grow with layers or shapes, and it computes what eager does.
 
-Graphs are traced, differentiated and run; only the code of Inductor is left out, which takes minutes on a CPU.
+Graphs are traced, differentiated and run; Inductor's code, which takes minutes on a CPU, is made for one part alone.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +13,11 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from nest_fn.config import Config
+from nest_fn.encoder import subsample_features
 from nest_fn.layers import random
 from nest_fn.layers.tree import flatten
-from nest_fn.train.step.compiled import StepParts, compile_parts
+from nest_fn.model import init
+from nest_fn.train.step.compiled import StepParts, compile_parts, inductor
 from nest_fn.train.step.step import init_train_state, training_loss, value_and_grad
 
 # PyTorch's compiler looks at the gradient of every tensor that it is given.
@@ -25,7 +28,8 @@ SHAPES = [
     (4, 1.3), (2, 3.1), (8, 0.7), (3, 1.9), (5, 1.1), (2, 2.6), (6, 0.9), (3, 1.7), (7, 0.8), (2, 2.2),
     (4, 1.4), (9, 0.6),
 ]  # fmt: skip
-FULL = ("loss.capacity=1.0", "data.augment.prob=0.7", "encoder.dropout_att=0.1")
+# One dropout in the block, for its bits are most of what is traced.
+FULL = ("loss.capacity=1.0", "data.augment.prob=0.7", "encoder.dropout=0", "encoder.dropout_att=0.1")
 
 
 def raw(rows: int, seconds: float, seed: int) -> dict[str, Any]:
@@ -49,6 +53,25 @@ def counted() -> tuple[StepParts, dict[str, CompileCounterWithBackend]]:
         return counters[name]
 
     return compile_parts(backend), counters
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own making
+def test_inductor_ties_no_graph_to_a_width(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With code: the layout that Inductor chooses for a convolution's output must not fix the shape of its gradient."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # what is found there is not compiled, nor told
+    torch._dynamo.reset()
+    cfg, told = Config.preset("tiny"), list[str]()
+    part = compile_parts(inductor(told.append)).model.subsample
+    params = init(random.key(0), cfg)[0]["encoder"]
+    weight = params["subsampling"]["out"]["weight"].requires_grad_()
+    for rows, frames in ((4, 160), (2, 304), (8, 96), (3, 224)):
+        x, length = random.normal(random.key(rows), (rows, 80, frames)), torch.full((rows,), frames)
+        found = [f(params, x, length, cfg.encoder)[0].square().sum() for f in (part, subsample_features)]
+        gradients = [torch.autograd.grad(value, [weight])[0] for value in found]
+        torch.testing.assert_close(*gradients, atol=1e-3, rtol=1e-4)
+    ways = [line for line in told if line.startswith("compiling")]
+    assert ways == 2 * ["compiling subsampling, forward ...", "compiling subsampling, backward ..."]
 
 
 def epoch(cfg: Config, shapes: list[tuple[int, float]]) -> dict[str, int]:
