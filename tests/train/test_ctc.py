@@ -92,3 +92,19 @@ def test_command(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     ]
     assert main(bad) == 3
     assert "has no 'text'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "override, told",
+    [
+        ("encoder.n_layers=7", "encoder.n_layers is 7, the checkpoint's model has "),
+        ("sample_rate=8000", "sample_rate is 8000, the checkpoint's model has 16000"),
+        ("trainer.precision=bf16", "trainer.precision has no effect on fine-tuning"),
+        ("data.augment.prob=0.1", "data.augment.prob has no effect"),
+    ],
+)
+def test_what_would_be_in_vain_is_refused(corpus: Path, tmp_path: Path, override: str, told: str,
+                                          capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    out = tmp_path / "out"
+    assert main(["finetune-ctc", str(corpus / "model"), override, "--out", str(out)]) == 2
+    assert f"error: finetune-ctc: {told}" in capsys.readouterr().err and not out.exists()

@@ -5,16 +5,31 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from nest_fn.files.quoting import shown
+from nest_fn.train.errors import UsageError
 
 from . import option_types
 from .stream import tell
+
+if TYPE_CHECKING:
+    from nest_fn.config import Config
 
 # What fine-tuning wants otherwise than pre-training; the command line comes on top.
 _RECIPE = (
     "optim.name=adamw", "optim.lr=1e-3", "optim.sched.name=cosine", "optim.sched.warmup_ratio=0.1",
     "optim.sched.warmup_steps=null", "optim.sched.max_steps=null", "optim.sched.min_lr=1e-6", "trainer.max_steps=1000",
     "trainer.valid_every=200", "trainer.clip_norm=1.0", "data.noise=[]", "data.rir=[]", "data.weights=null",
+)  # fmt: skip
+
+
+# Settings of a run that fine-tuning has, and those of a model that may differ from the checkpoint's.
+_USED = ("trainer.max_steps", "trainer.valid_every", "trainer.clip_norm")
+_WITHOUT_EFFECT = ("trainer.", "data.noise", "data.rir", "data.augment.")
+_FREE = (
+    "data.", "optim.", "trainer.", "encoder.dropout", "encoder.stochastic_depth", "encoder.use_pytorch_sdpa",
+    "preprocessor.dither", "preprocessor.nb_",
 )  # fmt: skip
 
 
@@ -59,6 +74,7 @@ def _finetune(args: argparse.Namespace) -> None:
     keep_freed_memory()
     model = load_model(args.checkpoint)
     cfg = model.cfg.override(*_RECIPE, *args.overrides)
+    _refuse_in_vain(model.cfg.override(*_RECIPE), cfg, args.scratch)
     params, state = (model.params, model.state) if not args.scratch else init(random.key(args.seed), cfg)
     tokens = None if args.tokens is None else read_tokens(args.tokens)
     steps = finetune(params, state, cfg, frozen_steps=args.frozen_steps, tokens=tokens, seed=args.seed)
@@ -81,3 +97,20 @@ def _finetune(args: argparse.Namespace) -> None:
         tell(f"step {step}/{cfg.trainer.max_steps}  loss {rates.loss:.4f}  CER {rates.cer:.3f}  WER {rates.wer:.3f}")
     files = [path.relative_to(out).as_posix() for path in sorted(out.rglob("*")) if path.is_file()]
     finish(place, [name for name in files if name != MARK])
+
+
+def _refuse_in_vain(before: Config, after: Config, scratch: bool) -> None:
+    """Raise ``UsageError`` for an override that would do nothing, or asks for another model than the checkpoint's."""
+    from nest_fn.layers.tree import flatten
+
+    old, new = flatten(before.to_dict()), flatten(after.to_dict())
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) == new.get(key):
+            continue
+        if key.startswith(_WITHOUT_EFFECT) and key not in _USED:
+            raise UsageError(f"finetune-ctc: {key} has no effect on fine-tuning; leave it out.")
+        if not scratch and not key.startswith(_FREE):
+            raise UsageError(
+                f"finetune-ctc: {key} is {shown(new.get(key))}, the checkpoint's model has {shown(old.get(key))}; "
+                "leave it out, or start from random weights with --scratch."
+            )
