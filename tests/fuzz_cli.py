@@ -163,9 +163,11 @@ def check(case: Case, stage: Stage) -> Ended:
     ended = run(case)
     after = stage.files()
     made = after.keys() - before.keys()
-    stage.tidy(made, [path for path in before if before[path] != after.get(path)])
+    changed = sorted(path for path in before if before[path] != after.get(path))
+    stage.tidy(made, changed)
     say = f"{[word[:200] for word in case.argv]} -> {ended.code!r}\n{ended.err[-3000:]}"
     assert ended.code in CODES, say
+    assert not changed, f"{say}\nchanged or lost: {changed[:5]}"
     assert "Traceback" not in ended.err + ended.out, say
     if ended.code in (0, 1) and case.command == "doctor":
         return ended
