@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +15,11 @@ from nest_fn import Config, init, key
 from nest_fn.checkpoint import model_files as checkpoint
 from nest_fn.train.cli.main import main
 from nest_fn.train.data.corpus.manifest import write_manifest
+from tests import unprivileged
 
 from .faults import Captured
 
+ROOT = Path(__file__).resolve().parents[2]
 KINDS = ("pipe", "socket", "zero", "folder", "loop", "missing", "empty", "binary", "utf16", "huge")
 WORDS = {"pipe": "a pipe", "socket": "a socket", "zero": "a device", "loop": "symbolic links", "missing": "o such file"}
 
@@ -102,3 +106,22 @@ def test_a_scan_names_each(odd: Path, capsys: Captured) -> None:
     """No file of these is read; the command ends."""
     assert main(["data", "scan", str(odd), str(odd / "m.jsonl")]) == 3
     assert "holds no readable audio" in told(capsys)
+
+
+def test_what_must_not_be_read(odd: Path, tmp_path: Path) -> None:
+    """As a user without the right to: each is named, with the reason."""
+    for name in ("m.jsonl", "c.yaml", "c.pt", "closed.wav"):
+        (tmp_path / name).write_text("{}")
+        (tmp_path / name).chmod(0)
+    (tmp_path / "a.jsonl").write_text('{"audio_filepath": "closed.wav", "duration": 1.0}\n')
+    (tmp_path / "shut").mkdir(mode=0)
+    lines = ["data validate m.jsonl", "config show c.yaml", "convert c.pt new", "data validate a.jsonl",
+             "data validate shut/m.jsonl", "config show shut/c.yaml"]  # fmt: skip
+    script = "import sys; from nest_fn.train.cli.main import main; print([main(w.split()) for w in sys.argv[1:]])"
+    command = [*unprivileged.command_prefix(), sys.executable, "-c", script, *lines]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    if done.returncode == unprivileged.REFUSED:
+        pytest.skip("root may not give up its capabilities here, and so reads everything")
+    assert done.stdout.splitlines()[-1] == "[3, 2, 4, 3, 3, 2]"
+    assert (done.stdout + done.stderr).count("Permission denied") == len(lines) and "Traceback" not in done.stderr
