@@ -5,7 +5,7 @@ PYTHON ?= python3.11
 WORKERS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
-.PHONY: test check format bench demo wheel-test clean
+.PHONY: test check gpu-check format bench demo wheel-test clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -21,6 +21,9 @@ check: $(READY) ## style, types, the customs of the house
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_house.py
+
+gpu-check: $(READY) ## every kernel of the compiled step through Triton and ptxas for an H100; no GPU is needed
+	$(BIN)/python -W ignore -m tests.gpu.check $(ARGS)
 
 format: $(READY) ## mend style
 	$(BIN)/ruff check --fix .

@@ -1,0 +1,130 @@
+"""From generated kernels to machine code: Triton and ptxas, which ship with PyTorch, for every configuration."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import multiprocessing
+import multiprocessing.connection
+import os
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import triton
+from torch._inductor.codecache import PyCodeCache
+from torch._inductor.runtime.triton_compat import OutOfResources, PTXASError, triton_key
+
+from .generate import Kernel
+from .pretend import TARGET
+
+KERNEL_LIMIT = 300.0  # seconds for one kernel
+
+
+class Told(NamedTuple):
+    """What became of one configuration of a kernel."""
+
+    configuration: str
+    error: str | None = None
+    left_out: bool = False  # it needs more than a device has, which only matters if none is left
+
+
+@dataclass
+class Made:
+    """A kernel, its configurations, and what the compilers said."""
+
+    kernel: Kernel
+    told: list[Told]
+    said: str
+
+    @property
+    def refusal(self) -> str | None:
+        """Why no device could run it, with the project's lines; None if it compiles.
+
+        A configuration that needs too much is left out on a device too; any other error ends the kernel there.
+        """
+        wrong = [one for one in self.told if one.error is not None]
+        if all(one.left_out for one in wrong) and len(wrong) < len(self.told):
+            return None
+        errors = re.findall(r"\.py:\d+:\d+: (error: (?!Failures have).*)", self.said)[:2] or [str(wrong[0].error)[:300]]
+        places = ", ".join(f"{place} ({n})" for place, n in self.kernel.places.most_common(12))
+        return (
+            f"kernel {self.kernel.name[:70]}, {self.kernel.graph}, {self.kernel.rows} rows: {len(wrong)} of "
+            f"{len(self.told)} configurations: {'; '.join(errors)}\n    from {places or 'no line of the project'}"
+        )
+
+
+def different(kernels: list[Kernel]) -> list[Kernel]:
+    """One of each, by source."""
+    return list({kernel.source.replace(kernel.name, "kernel"): kernel for kernel in kernels}.values())
+
+
+def compile_kernels(kernels: list[Kernel], folder: Path, jobs: int) -> list[Made]:
+    """Every kernel in a process of its own, ``jobs`` at a time."""
+    triton_key()
+    triton.compiler.make_backend(TARGET).hash()  # once, before processes part
+    fork, waiting, done = multiprocessing.get_context("fork"), list(enumerate(kernels)), []
+    running: dict[Any, tuple[Kernel, Path, Any, float]] = {}
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            number, kernel = waiting.pop(0)
+            log, (receiver, sender) = folder / f"log{number}", fork.Pipe(duplex=False)
+            process = fork.Process(target=_compile, args=(kernel, log, sender))
+            process.start()
+            sender.close()
+            running[receiver] = (kernel, log, process, time.monotonic())
+        ready = multiprocessing.connection.wait(list(running), timeout=5)
+        late = [one for one, entry in running.items() if time.monotonic() - entry[3] > KERNEL_LIMIT]
+        for receiver in {*ready, *late}:
+            done.append(_ended(receiver, *running.pop(receiver)[:3]))
+    return done
+
+
+def _ended(receiver: Any, kernel: Kernel, log: Path, process: Any) -> Made:
+    told: list[Told] = []
+    if receiver.poll():
+        with contextlib.suppress(EOFError):
+            told = receiver.recv()
+    else:
+        process.kill()
+        told = [Told("?", f"no answer in {KERNEL_LIMIT:g} s")]
+    process.join()
+    said = log.read_text(errors="replace") if log.exists() else ""
+    return Made(kernel, told or [Told("?", f"the compiler ended with {process.exitcode}")], said)
+
+
+def _compile(kernel: Kernel, log: Path, pipe: Any) -> None:
+    """All configurations; sends ``list[Told]``. Its words go to ``log``."""
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    triton.knobs.nvidia.dump_ptxas_log = True
+    tuner = getattr(PyCodeCache.load(kernel.source), kernel.name)
+    told: list[Told] = []
+    precompile, tuner._make_launchers = tuner._precompile_config, lambda: None
+
+    def compile_one(configuration: Any) -> Any:
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(said):
+                result = precompile(configuration)
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}".splitlines()[0]
+            told.append(Told(str(configuration), text, isinstance(error, OutOfResources | PTXASError)))
+            raise
+        told.append(Told(str(configuration)))
+        with contextlib.suppress(AttributeError):
+            used = map(int, re.findall(r"Used (\d+) registers", said.getvalue()))
+            result.kernel.n_regs = max(used, default=0)
+        return result
+
+    tuner._precompile_config, tuner.compile_results = compile_one, []
+    for configuration in tuner.configs:
+        with contextlib.suppress(Exception):
+            tuner.compile_results.append(compile_one(configuration))
+    with contextlib.suppress(Exception):
+        tuner._dynamic_scale_rblock()  # smaller blocks where registers run out
+    pipe.send(told)
+    pipe.close()
