@@ -29,10 +29,12 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors are ``UsageError``, so that they end as all others do: one line, exit code 2."""
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
-        """``--option=--`` is no value; argparse would make an empty list of it."""
-        if action.option_strings and arg_strings == ["--"]:
-            self.error(f"argument {'/'.join(action.option_strings)}: want a value, got '--'")
-        return super()._get_values(action, arg_strings)
+        """``--`` alone is no value; argparse would make an empty list of it."""
+        values = super()._get_values(action, arg_strings)
+        if action.nargs is None and values == []:
+            name = "/".join(action.option_strings) or action.dest
+            self.error(f"argument {name}: want a value, got '--'")
+        return values
 
     def error(self, message: str) -> NoReturn:
         """Raise ``UsageError``."""
