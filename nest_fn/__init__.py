@@ -12,21 +12,21 @@ Speech Processing Tasks", arXiv 2408.13106.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from nest_fn.layers.random import fold_in, key, split
-
-from .checkpoint.model_files import load, save, save_file
-from .config import Config, ConfigError
-from .frontend import log_mel
-from .hidden_states import features
-from .interop import nemo
-from .model import Batch, Output, abstract, encode, forward, init, loss, loss_sum, quantize
+from .version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from .train.facade.ssl_model import PureTorchSSLModel, create_optimizer, create_scheduler
+    from nest_fn.layers.random import fold_in, key, split
 
-__version__ = "0.1.0"
+    from .checkpoint.model_files import load, save, save_file
+    from .config import Config, ConfigError
+    from .frontend import log_mel
+    from .hidden_states import features
+    from .interop import nemo
+    from .model import Batch, Output, abstract, encode, forward, init, loss, loss_sum, quantize
+    from .train.facade.ssl_model import PureTorchSSLModel, create_optimizer, create_scheduler
 
 __all__ = [
     "Batch",
@@ -54,15 +54,27 @@ __all__ = [
     "split",
 ]
 
-_FROM_TRAIN = ("PureTorchSSLModel", "create_optimizer", "create_scheduler")
+_HOMES = {
+    "layers.random": ("fold_in", "key", "split"),
+    "checkpoint.model_files": ("load", "save", "save_file"),
+    "config": ("Config", "ConfigError"),
+    "frontend": ("log_mel",),
+    "hidden_states": ("features",),
+    "model": ("Batch", "Output", "abstract", "encode", "forward", "init", "loss", "loss_sum", "quantize"),
+    "train.facade.ssl_model": ("PureTorchSSLModel", "create_optimizer", "create_scheduler"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    """Names that live in ``train``, imported when first asked for: the only import that points up."""
-    if name in _FROM_TRAIN:
-        from .train.facade import ssl_model
+    """A public name, imported when first asked for: the command line's help need not wait for torch.
 
-        return getattr(ssl_model, name)
+    Those of ``train`` are the only import that points up.
+    """
+    if name == "nemo":
+        return import_module(".interop.nemo", __name__)
+    if name in _HOME:
+        return getattr(import_module(f".{_HOME[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import subprocess
@@ -21,6 +22,7 @@ import json, sys, time
 import torch
 started = time.process_time()
 import nest_fn
+from nest_fn import Config, features, init, key, load, log_mel, loss, nemo, save
 took = time.process_time() - started
 print(json.dumps({"took": took, "modules": sorted(sys.modules)}))
 """
@@ -63,6 +65,19 @@ def test_no_optional_package_is_imported(alone: dict[str, Any]) -> None:
     assert not _optional() & modules
     late = ("nest_fn.train", "torch.utils.tensorboard", "torch._inductor.compile_fx")
     assert not [name for name in late if name in alone["modules"]]
+
+
+def test_the_face_alone_waits_for_nothing() -> None:
+    found = _python("import json, sys, nest_fn; nest_fn.__version__; print(json.dumps(sorted(sys.modules)))")
+    assert not {"torch", "numpy", "torchaudio"} & set(found)
+
+
+def test_every_public_name_is_there() -> None:
+    face = importlib.import_module("nest_fn")
+    assert all(getattr(face, name) is not None for name in face.__all__)
+    assert set(face.__all__) <= set(dir(face))
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = face.nonsense
 
 
 def test_the_import_is_quick(alone: dict[str, Any]) -> None:

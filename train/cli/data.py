@@ -36,7 +36,7 @@ def add_commands(commands: Any) -> None:
     option_types.add_overwrite(shard)
     synth = _add(data, "synth", _synth, "write the synthetic speech corpus")
     synth.add_argument("out", type=option_types.path, help="folder to write")
-    synth.add_argument("--seed", type=option_types.seed, default=0)
+    synth.add_argument("--seed", type=option_types.seed, default=0, help="of the corpus")
     synth.add_argument("--minutes", type=option_types.positive("minutes", 1e5), default=None, help="of training speech")
     option_types.add_overwrite(synth)
 

@@ -56,7 +56,9 @@ def add_commands(commands: Any) -> None:
     )
     parser.add_argument("--scratch", action="store_true", help="random weights instead of the checkpoint's, to compare")
     option_types.add_overwrite(parser)
-    parser.add_argument("--seed", type=option_types.seed, default=0)
+    parser.add_argument(
+        "--seed", type=option_types.seed, default=0, help="of the head, and of the encoder from scratch"
+    )
 
 
 def _finetune(args: argparse.Namespace) -> None:

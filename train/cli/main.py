@@ -15,8 +15,8 @@ from typing import Any
 from nest_fn.config import Config, ConfigError
 from nest_fn.config.writer import to_text
 from nest_fn.files.quoting import shown
-from nest_fn.layers.tree import flatten
 from nest_fn.train.errors import EXIT_FAILURE, EXIT_PIPE, NestError, UsageError, exit_code, words
+from nest_fn.version import __version__
 
 from . import option_types
 from .stream import Console, finish_standard_streams, named_output, open_standard_streams, show, tell
@@ -106,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = option_types.Parser(prog="nest-fn", description="Self-supervised pre-training of speech encoders.",
                                      epilog=EPILOG)  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"nest-fn {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_command(commands, "pretrain", _pretrain, "train from a config", _pretrain_arguments)
     cli_replay.add_commands(commands)
@@ -195,6 +196,8 @@ def _config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _config(args: argparse.Namespace) -> None:
+    from nest_fn.layers.tree import flatten
+
     others = [word for word in args.rest if "=" not in word]
     overrides = [word for word in args.rest if "=" in word]
     first = config_of(args.config, overrides)
@@ -229,7 +232,7 @@ def _doctor(args: argparse.Namespace) -> int:
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=option_types.path, default="bench.json", help="where the figures go")
     option_types.add_overwrite(parser)
-    parser.add_argument("--repeats", type=option_types.whole(1, 10_000), default=3)
+    parser.add_argument("--repeats", type=option_types.whole(1, 10_000), default=3, help="measurements of each figure")
     parser.add_argument("--compile", action="store_true", help="also the compiled step (minutes on a CPU)")
 
 
@@ -243,7 +246,7 @@ def _bench(args: argparse.Namespace) -> None:
 def _demo_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--folder", type=option_types.path, default="runs/demo", help="run folder")
-    parser.add_argument("--seed", type=option_types.seed, default=0)
+    parser.add_argument("--seed", type=option_types.seed, default=0, help="of the synthetic speech and the run")
 
 
 def _demo(args: argparse.Namespace) -> int:

@@ -40,11 +40,13 @@ def add_commands(commands: Any) -> None:
     extract.add_argument(
         "--weights", type=option_types.weights, default=None, help="sum the layers up with these weights, as 0.2,0.8"
     )
-    extract.add_argument("--level", choices=("frame", "utterance"), default="frame")
-    extract.add_argument("--format", choices=("npy", "npz", "safetensors"), default="npy")
+    extract.add_argument(
+        "--level", choices=("frame", "utterance"), default="frame", help="features of each frame, or their mean"
+    )
+    extract.add_argument("--format", choices=("npy", "npz", "safetensors"), default="npy", help="of the files")
     tokenize = _add(commands, "tokenize", _tokenize, "write the quantizer's tokens and the decoder's guesses")
     _add_model_arguments(tokenize)
-    tokenize.add_argument("--format", choices=("npy", "npz", "safetensors"), default="npz")
+    tokenize.add_argument("--format", choices=("npy", "npz", "safetensors"), default="npz", help="of the files")
     probe = _add(commands, "probe", _probe, "what a linear map reads off a trained encoder")
     probe.add_argument("checkpoint", type=option_types.path, help="a checkpoint, or a run folder: its newest")
     probe.add_argument(
@@ -68,7 +70,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-seconds", type=option_types.positive("seconds", 1e6), default=60.0, help="padded audio in one batch"
     )
-    parser.add_argument("--max-batch-size", type=option_types.whole(1, 2**20), default=256)
+    parser.add_argument("--max-batch-size", type=option_types.whole(1, 2**20), default=256, help="utterances")
 
 
 def _convert(args: argparse.Namespace) -> None:

@@ -14,6 +14,8 @@ from typing import Any, NoReturn
 from nest_fn.files.quoting import clip, shown
 from nest_fn.train.errors import UsageError
 
+from .examples import EXAMPLES
+
 SEEDS = (-(2**63), 2**64 - 1)  # of ``nest_fn.key``
 _DIGITS = 40  # of a number that is worth reading
 
@@ -25,8 +27,26 @@ def add_overwrite(parser: argparse.ArgumentParser) -> None:
     )
 
 
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Help that tells every default that is a value."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help
+        told = action.default is None or action.default is False or action.default in ([], argparse.SUPPRESS)
+        return text if text is None or told or "default" in text else f"{text} (default: %(default)s)"
+
+
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are ``UsageError``, so that they end as all others do: one line, exit code 2."""
+    """A parser whose errors are ``UsageError``, so that they end as all others do: one line, exit code 2.
+
+    The help of each command ends with its example.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"formatter_class": Help} | settings)
+        example = EXAMPLES.get(self.prog.partition(" ")[2])
+        if example is not None:
+            self.epilog = f"example:\n  {example}"
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
         """``--`` alone is no value; argparse would make an empty list of it."""

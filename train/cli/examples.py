@@ -1,0 +1,23 @@
+"""One example for each command, shown below its options by ``--help``; a test parses them all."""
+
+from __future__ import annotations
+
+EXAMPLES = {
+    "pretrain": "nest-fn pretrain -c nest_large data.train=train.jsonl data.valid=valid.jsonl --folder runs/large",
+    "replay": "nest-fn replay runs/large 1200 trainer.device=cpu",
+    "data scan": "nest-fn data scan corpus/ corpus.jsonl --hash",
+    "data validate": "nest-fn data validate train.jsonl valid.jsonl",
+    "data stats": "nest-fn data stats train.jsonl",
+    "data shard": "nest-fn data shard train.jsonl --out shards --shards 64",
+    "data synth": "nest-fn data synth synthetic --minutes 10",
+    "config": "nest-fn config diff nest_small nest_large",
+    "convert": "nest-fn convert runs/large model.safetensors",
+    "export": "nest-fn export runs/large encoder.onnx",
+    "extract": "nest-fn extract runs/large test.jsonl --out features --layers all",
+    "tokenize": "nest-fn tokenize runs/large test.jsonl --out tokens",
+    "probe": "nest-fn probe runs/large --label speaker --train train.jsonl --test test.jsonl",
+    "finetune-ctc": "nest-fn finetune-ctc runs/large data.train=train.jsonl data.valid=valid.jsonl --out recogniser",
+    "doctor": "nest-fn doctor runs",
+    "bench": "nest-fn bench --out bench.json",
+    "demo": "nest-fn demo --folder runs/demo",
+}
