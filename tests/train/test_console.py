@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nest_fn.train.cli.console import ConsoleReporter
+from nest_fn.train.cli.console import ConsoleReporter, fitted
 from nest_fn.train.run.record.sentences import bar, clock, sentence
 
 
@@ -61,7 +61,8 @@ def test_a_log_gets_plain_lines() -> None:
     assert "validation: loss 3.5000  accuracy 0.5000 masked, 0.6000 unmasked" in lines[5]
 
 
-def test_a_terminal_gets_a_bar_in_place() -> None:
+def test_a_terminal_gets_a_bar_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     text = _run(Terminal())
     assert text.count("\n") == 4  # said, warned, validated, the last step; the bar itself never ends a line
     assert "\r\033[K[######------------------] step 10/40" in text
@@ -85,3 +86,22 @@ def test_clock(seconds: float, text: str) -> None:
 def test_bar_and_sentence() -> None:
     assert bar(0, 10, 4) == "[----]" and bar(10, 10, 4) == "[####]" and bar(0, 0, 4) == "[----]"
     assert "to go" not in sentence(_line(3), 9, None) and sentence(_line(3), 9, 61.0).endswith("1:01 to go")
+
+
+@pytest.mark.parametrize("columns", [1, 20, 80, 400])
+def test_a_bar_fits_the_terminal_as_wide_as_it_is_now(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = Terminal()
+    reporter = ConsoleReporter(out, _clock())
+    reporter.progress(1, 100, _line(1))
+    monkeypatch.setenv("COLUMNS", str(columns))
+    start = len(out.getvalue())
+    reporter.progress(2, 100, _line(2))
+    drawn = out.getvalue()[start:].removeprefix("\r\033[K")
+    assert len(drawn) < columns and "\n" not in drawn
+    assert drawn.startswith("[") == (columns == 400)
+
+
+def test_the_bar_goes_before_the_words() -> None:
+    assert fitted("[##--]", "step 1/2", 16) == "[##--] step 1/2"
+    assert fitted("[##--]", "step 1/2", 15) == "step 1/2"
+    assert fitted("[##--]", "step 1/2", 6) == "step "

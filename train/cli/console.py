@@ -12,6 +12,12 @@ from nest_fn.train.run.record.sentences import bar, sentence
 from .stream import Console
 
 
+def fitted(drawn: str, text: str, columns: int) -> str:
+    """A bar and its words in one line, for a longer one would not be written over: the bar goes first, then the end."""
+    whole = f"{drawn} {text}"
+    return whole if len(whole) < columns else text[: max(columns - 1, 0)]
+
+
 class ConsoleReporter:
     """Prints what a run tells; on a terminal the last line is a bar that is written over. Never raises."""
 
@@ -32,7 +38,7 @@ class ConsoleReporter:
         """One line a report; validation always stays on the screen."""
         text = sentence(values, total, self._eta(step, total))
         if self.console.terminal and "valid" not in values and step < total:
-            self.console.write(f"\r\033[K{bar(step, total)} {text}")
+            self.console.write(f"\r\033[K{fitted(bar(step, total), text, self.console.columns)}")
         else:
             self._line(text)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import select
+import shutil
 import sys
 from contextlib import suppress
 from typing import TextIO
@@ -30,6 +31,14 @@ class Console:
             if stream is not None:
                 self.terminal = stream.isatty()
                 self._descriptor = stream.fileno()
+
+    @property
+    def columns(self) -> int:
+        """Of this terminal, now: it may have been resized, and standard output may be another one."""
+        with suppress(OSError):
+            if self._descriptor is not None:
+                return os.get_terminal_size(self._descriptor).columns or shutil.get_terminal_size().columns
+        return shutil.get_terminal_size().columns
 
     def write(self, text: str) -> None:
         """The text, or nothing."""
