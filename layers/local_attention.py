@@ -42,11 +42,13 @@ def local_attention(
     by_position = ((query + params["position_bias"][:, None]) * scale) @ relative.transpose(-1, -2)
     window = _Window(x.shape[1], left, right, aligned)
     scores = window.scores((query + params["content_bias"][:, None]) * scale, keys, by_position)
-    picks = _global_frames(x.shape[1], global_tokens, global_spacing)
-    seen = valid if not picks else valid & ~_is_global(valid, picks)
+    picks = slice(0, min(x.shape[1], global_tokens * global_spacing), global_spacing)
+    tokens = len(range(picks.start, picks.stop, picks.step))
+    index = torch.arange(x.shape[1], device=x.device)[picks]
+    seen = valid & ~torch.zeros_like(valid).index_fill(1, index, True) if tokens else valid
     scores = torch.where(window.allowed(seen)[:, None], scores, MASKED)
     local_key, global_key = (None, None) if key is None else random.split(key, 2).unbind(0)
-    if not picks:
+    if not tokens:
         weights = dropout(torch.softmax(scores, dim=-1), rate, key=local_key, train=train)
         return linear(params["output"], zero_padding(merge_heads(window.mix(weights, values)), valid))
     global_query, global_keys, global_values = _global_maps(params, x, query, keys, values, heads)
@@ -54,13 +56,13 @@ def local_attention(
     to_global = torch.where(valid[:, None, None, None, picks], to_global, MASKED)
     weights = torch.softmax(torch.cat((to_global, scores), dim=-1), dim=-1)
     weights = dropout(weights, rate, key=local_key, train=train)
-    mixed = window.mix(weights[..., len(picks) :], values)
-    mixed = mixed + window.join(weights[..., : len(picks)] @ global_values[..., picks, :][:, :, None])
+    mixed = window.mix(weights[..., tokens:], values)
+    mixed = mixed + window.join(weights[..., :tokens] @ global_values[..., picks, :][:, :, None])
     everything = (global_query[..., picks, :] * scale) @ global_keys.transpose(-1, -2)
     everything = torch.softmax(torch.where(valid[:, None, None, :], everything, MASKED), dim=-1)
     by_global = dropout(everything, rate, key=global_key, train=train) @ global_values
-    index = torch.tensor(picks, device=x.device)[None, None, :, None].expand_as(by_global)
-    return linear(params["output"], zero_padding(merge_heads(mixed.scatter(2, index, by_global)), valid))
+    mixed = mixed.scatter(2, index[None, None, :, None].expand_as(by_global), by_global)
+    return linear(params["output"], zero_padding(merge_heads(mixed), valid))
 
 
 def _global_maps(
@@ -71,15 +73,6 @@ def _global_maps(
     maps = (params["global_query"], params["global_key"], params["global_value"])
     made = [split_heads(linear(one, x), heads) for one in maps]
     return made[0], made[1], made[2]
-
-
-def _global_frames(frames: int, tokens: int, spacing: int) -> list[int]:
-    return list(range(0, min(frames, tokens * spacing), spacing))
-
-
-def _is_global(valid: Tensor, picks: list[int]) -> Tensor:
-    frame = torch.arange(valid.shape[1], device=valid.device)
-    return (frame[:, None] == torch.tensor(picks, device=valid.device)).any(dim=-1)
 
 
 class _Window:

@@ -91,7 +91,10 @@ def fold_in(key: Key, data: int | Tensor) -> Key:
     check_key(key)
     if isinstance(data, float) or (isinstance(data, Tensor) and data.dtype.is_floating_point):
         raise TypeError("fold_in: want an integer or an int64 tensor, got floats; keys are named by whole numbers.")
-    number = torch.as_tensor(data, dtype=torch.int64, device=key.device)
+    if isinstance(data, Tensor):
+        number = data.to(key.device, torch.int64)
+    else:  # a fill, not a copy from the host, for which it would have to wait
+        number = torch.full((), data, dtype=torch.int64, device=key.device)
     w0, w1, w2, w3 = _words(key, number.unsqueeze(-1))
     return torch.cat((w0 | (w1 << 32), w2 | (w3 << 32)), dim=-1)
 

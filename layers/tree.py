@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+
 from .types import Tensor
+
+
+def device_of(tree: Any) -> torch.device:
+    """Where a tree's leaves are, by its first one; the CPU if it has none."""
+    return next((leaf.device for leaf in flatten(tree).values()), torch.device("cpu"))
 
 
 def tree_map(f: Callable[..., Any], tree: Any, *others: Any) -> Any:

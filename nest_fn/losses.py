@@ -77,9 +77,10 @@ def masked_token_loss(
 ) -> MaskedLoss:
     """Decoder and cross-entropy on the masked tokens only: ``encoded [B, T, D], tokens [B, T, K], token_mask [B, T]``.
 
-    Loss in float32 (float64 if ``encoded`` is). Eager, exactly the masked tokens are taken. In a compiled graph or
-    under ``torch.func`` transforms shapes must be known: there is room for a share ``capacity`` of the batch's tokens
-    (512 at least), and masked tokens beyond it are left out and counted in ``overflow``.
+    Loss in float32 (float64 if ``encoded`` is). Eager on a CPU, exactly the masked tokens are taken. Elsewhere shapes
+    must be known (in a compiled graph, under ``torch.func`` transforms), or cost a wait for the device: there is room
+    for a share ``capacity`` of the batch's tokens (512 at least), and masked tokens beyond it are left out and counted
+    in ``overflow``.
     An empty mask gives 0 with zero gradients (Q14). Raises ``ValueError`` if the lengths differ (Q45).
     """
     targets = tokens[..., None] if tokens.ndim == 2 else tokens
@@ -91,7 +92,7 @@ def masked_token_loss(
         )
     _check_mask("masked_token_loss", token_mask, encoded)
     mask = token_mask.flatten()
-    index, filled = _exact(mask) if _shapes_may_depend_on_data() else _with_room(mask, capacity)
+    index, filled = _exact(mask) if _shapes_may_depend_on(mask) else _with_room(mask, capacity)
     # Empty places hold zeros, so that a NaN in padding cannot enter a gradient through them.
     chosen = torch.where(filled[:, None], encoded.flatten(0, 1)[index], 0.0)
     scores = logits(params, chosen, cfg)  # [n, C, K]
@@ -151,7 +152,9 @@ def _check_mask(what: str, token_mask: Tensor, like: Tensor) -> None:
         )
 
 
-def _shapes_may_depend_on_data() -> bool:
+def _shapes_may_depend_on(mask: Tensor) -> bool:
+    if mask.device.type != "cpu":
+        return False
     # PyTorch has no public question for active grad, vmap, jvp (2.11).
     return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
 

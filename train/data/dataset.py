@@ -15,7 +15,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -49,6 +49,7 @@ class RawBatch(TypedDict):
     batch: int  # in the epoch
     bad: list[str]  # why rows were set to weight 0, to be told; empty unless on_error=zero_weight or skip_silent
     silent: list[str]  # manifest lines of the rows that skip_silent set to weight 0; they are no errors
+    sent: NotRequired[Any]  # what ``send`` of ``batches`` left: copies on the way to a device
 
 
 @dataclass(frozen=True)
@@ -113,17 +114,19 @@ def batches(
     dataset: Dataset, *, epoch: int = 0, batch: int = 0, rank: int = 0, world: int = 1, parts: int = 1,
     epochs: int | None = None,
     stopped: Callable[[], bool] = lambda: False,
+    send: Callable[[RawBatch], RawBatch] = lambda raw: raw,
 ) -> Iterator[RawBatch]:  # fmt: skip
     """One rank's batches in order from position (epoch, batch) on; without end, or for ``epochs`` more epochs.
 
     ``parts`` is how many micro-batches each will be cut into. ``num_workers`` threads work ``prefetch`` batches ahead;
-    the batches end early if ``stopped`` turns true while one is waited for. The next position is (epoch, batch + 1) of
-    the batch at hand. The first silent utterance that ``skip_silent`` leaves out is told of in ``bad``; it does not
-    count towards ``max_bad_fraction``. Raises ``DataError`` as the config's limits say.
+    the batches end early if ``stopped`` turns true while one is waited for; ``send`` is what a thread does with a batch
+    that it has read. The next position is (epoch, batch + 1) of the batch at hand. The first silent utterance that
+    ``skip_silent`` leaves out is told of in ``bad``; it does not count towards ``max_bad_fraction``. Raises
+    ``DataError`` as the config's limits say.
     """
     config = dataset.config
     made = ordered_map(
-        lambda work: load_batch(dataset, work.planned, work.epoch, work.batch),
+        lambda work: send(load_batch(dataset, work.planned, work.epoch, work.batch)),
         _work(dataset, epoch, batch, rank, world, parts, epochs),
         workers=config.num_workers, ahead=config.prefetch, timeout_s=config.timeout_s, name="loader",
         stopped=stopped,

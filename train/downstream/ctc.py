@@ -21,11 +21,12 @@ from nest_fn.files.quoting import shown
 from nest_fn.frontend import log_mel
 from nest_fn.layers import random
 from nest_fn.layers.linear import init_linear, linear
-from nest_fn.layers.tree import flatten, unflatten
+from nest_fn.layers.tree import device_of, flatten, unflatten
 from nest_fn.layers.types import Key, Params, State, Tensor
 from nest_fn.model import encode
 from nest_fn.train.data.dataset import Dataset, RawBatch, batches, load_batch, open_dataset
 from nest_fn.train.errors import DataError, UsageError
+from nest_fn.train.step.micro_batches import to_device
 from nest_fn.train.step.optimizer import global_norm, make_optimizer, scale
 from nest_fn.train.step.schedule import make_schedule
 
@@ -103,7 +104,18 @@ def finetune(
     alphabet = Alphabet(tuple(tokens)) if tokens else alphabet_of(list(texts.values()))
     for name, text in (*texts.items(), *valid_texts.items()):
         alphabet.encode(text, name)
-    return _steps(params, state, cfg, train, valid, valid_texts, texts, alphabet, frozen_steps, random.key(seed))
+    return _steps(
+        params,
+        state,
+        cfg,
+        train,
+        valid,
+        valid_texts,
+        texts,
+        alphabet,
+        frozen_steps,
+        random.key(seed, device=device_of(params)),
+    )
 
 
 def _steps(
@@ -160,10 +172,12 @@ def _log_probs(
     params: Params, head: Any, state: State, raw: RawBatch, cfg: Config, key: Key | None, train: bool
 ) -> tuple[Tensor, Tensor, State]:
     """``[B, T, C]``, lengths in encoder frames, new state."""
-    audio, lengths = raw["audio"], raw["audio_len"]
+    batch = to_device(raw, device_of(params))
     features_key, dropout_key = (None, None) if key is None else random.split(key, 2).unbind(0)
-    mel, frames = log_mel(audio, lengths, cfg.preprocessor, key=features_key, train=train)
-    encoded, short, state = encode(params, state, mel, frames, cfg, key=dropout_key, train=train, rows=raw["utterance"])
+    mel, frames = log_mel(batch["audio"], batch["audio_len"], cfg.preprocessor, key=features_key, train=train)
+    encoded, short, state = encode(
+        params, state, mel, frames, cfg, key=dropout_key, train=train, rows=batch["utterance"]
+    )
     return F.log_softmax(linear(head, encoded.transpose(1, 2)).float(), dim=-1), short, state
 
 
@@ -172,9 +186,10 @@ def _ctc(log_probs: Tensor, lengths: Tensor, targets: list[list[int]]) -> Tensor
     held = [row for row, target in enumerate(targets) if target]
     if not held:
         return log_probs.sum() * 0.0
-    sizes = torch.tensor([len(targets[row]) for row in held])
-    flat = torch.tensor([number for row in held for number in targets[row]])
-    return F.ctc_loss(log_probs[held].transpose(0, 1), flat, lengths[held], sizes, blank=BLANK, zero_infinity=True)
+    sizes = torch.tensor([len(targets[row]) for row in held], device=log_probs.device)
+    flat = torch.tensor([number for row in held for number in targets[row]], device=log_probs.device)
+    rows = torch.tensor(held, device=log_probs.device)
+    return F.ctc_loss(log_probs[rows].transpose(0, 1), flat, lengths[rows], sizes, blank=BLANK, zero_infinity=True)
 
 
 @torch.no_grad()

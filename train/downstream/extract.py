@@ -24,6 +24,7 @@ from nest_fn.files.outputs import begin, claim, finish
 from nest_fn.frontend import log_mel
 from nest_fn.hidden_states import features, layer_numbers
 from nest_fn.interop.convert import model_digest
+from nest_fn.layers.tree import device_of
 from nest_fn.layers.types import Tensor
 from nest_fn.model import quantize
 from nest_fn.train.data.dataset import Dataset
@@ -53,9 +54,10 @@ def extract(
         raise UsageError(f"extract: {len(weights)} weights for {len(chosen)} layers; give one a layer")
 
     def make(audio: Tensor, lengths: Tensor) -> Iterator[Arrays]:
+        audio, lengths = audio.to(device_of(model.params)), lengths.to(device_of(model.params))
         made, frames = features(model.params, model.state, audio, lengths, model.cfg, chosen)
         for row, count in enumerate(frames.tolist()):
-            each = torch.stack([layer[row, :count] for layer in made])
+            each = torch.stack([layer[row, :count].cpu() for layer in made])
             if level == "utterance":
                 each = each.mean(dim=1)
             if weights is not None:
@@ -74,11 +76,13 @@ def tokenize(model: Model, dataset: Dataset, out: Path, *, form: str = "npz", ov
 
     def make(audio: Tensor, lengths: Tensor) -> Iterator[Arrays]:
         cfg = model.cfg
+        audio, lengths = audio.to(device_of(model.params)), lengths.to(device_of(model.params))
         mel, _ = log_mel(audio, lengths, cfg.preprocessor)
         tokens = quantize(model.state, mel, cfg)
         tokens = tokens if tokens.ndim == 3 else tokens[..., None]
         (last,), frames = features(model.params, model.state, audio, lengths, cfg, [-1])
-        guesses = logits(model.params["decoder"], last, cfg.decoder).argmax(dim=-2)
+        guesses = logits(model.params["decoder"], last, cfg.decoder).argmax(dim=-2).cpu()
+        tokens = tokens.cpu()
         for row, count in enumerate(frames.tolist()):
             yield {"quantizer": tokens[row, :count].numpy(), "decoder": guesses[row, :count].numpy()}
 

@@ -17,6 +17,7 @@ from nest_fn.config import Config
 from nest_fn.frontend import log_mel
 from nest_fn.hidden_states import features
 from nest_fn.layers import random
+from nest_fn.layers.tree import device_of
 from nest_fn.layers.types import Params, State, Tensor
 from nest_fn.model import init
 from nest_fn.train.data.dataset import Dataset
@@ -87,6 +88,8 @@ def _pooled(dataset: Dataset, model: tuple[Params, State] | None, cfg: Config) -
     rows: list[list[Tensor]] = []
     order: list[int] = []
     for index, audio, lengths in utterances(dataset):
+        if model is not None:
+            audio, lengths = audio.to(device_of(model[0])), lengths.to(device_of(model[0]))
         if model is None:
             # Normalised features have mean 0 by construction, so the baseline takes them as they are.
             mel, short = log_mel(audio, lengths, dataclasses.replace(cfg.preprocessor, normalize=None))
@@ -95,7 +98,7 @@ def _pooled(dataset: Dataset, model: tuple[Params, State] | None, cfg: Config) -
             made, short = features(*model, audio, lengths, cfg)
         rows = rows or [[] for _ in made]
         for one, layer in zip(rows, made, strict=True):
-            one.append(mean_pool(layer, short))
+            one.append(mean_pool(layer, short).cpu())
         order += index.tolist()
     back = torch.argsort(torch.tensor(order))
     return [torch.cat(layer)[back] for layer in rows]

@@ -18,7 +18,7 @@ from nest_fn.train.data.dataset import Dataset, RawBatch, batches
 from nest_fn.train.distributed.launch import SINGLE, Job, code_digest
 from nest_fn.train.step import metrics as measures
 from nest_fn.train.step.evaluate import make_evaluate, validate
-from nest_fn.train.step.micro_batches import micro_batches, to_device
+from nest_fn.train.step.micro_batches import micro_batches, send, to_device
 from nest_fn.train.step.step import RefusedUpdate, make_step, training_loss
 
 from .context import TRAIN, VALID, Reporter, Run, announce, data_record, open_run, step_parts
@@ -121,7 +121,10 @@ def _train(run: Run, progress: Progress, stop: StopRequest) -> int:
 def _batches(run: Run, dataset: Dataset, stop: StopRequest, **place: int) -> Iterator[RawBatch]:
     """This rank's rows of each batch; the end of them if a stop is asked for while one is awaited."""
     ranks, parts = run.ranks, run.cfg.trainer.accumulate
-    return batches(dataset, rank=ranks.rank, world=ranks.world, parts=parts, stopped=lambda: stop.asked, **place)
+    return batches(
+        dataset, rank=ranks.rank, world=ranks.world, parts=parts, stopped=lambda: stop.asked,
+        send=lambda raw: send(raw, run.device), **place,
+    )  # fmt: skip
 
 
 def _settle(run: Run, progress: Progress, evaluate: Any, stop: StopRequest) -> None:

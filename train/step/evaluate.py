@@ -67,7 +67,7 @@ def validate(
         window = add(window, evaluate(params, state, raw, key))
     if not window:
         return {}
-    window = ranks.total(window)
+    window = ranks.total({name: value.to("cpu") for name, value in window.items()})
     return report(window) | {
         "unmasked_accuracy": float(window["unmasked_correct"] / window["unmasked_tokens"].clamp(min=1))
     }

@@ -17,11 +17,12 @@ SUMMED = ("loss_sum", "masked_tokens", "correct", "overflow", "valid_tokens", "t
 def add(window: Mapping[str, Tensor], metrics: Mapping[str, Tensor]) -> Sums:
     """A window of steps with one step more; an empty window begins one.
 
-    Of the metrics that are no sums, the last ``grad_norm`` is kept, where it is; the others are left out.
+    Sums stay on the device of their metrics, so that the host waits for none before it reports them. Of the metrics
+    that are no sums, the last ``grad_norm`` is kept; the others are left out.
     """
-    step = {name: metrics[name].detach().to("cpu", torch.float64) for name in SUMMED if name in metrics}
+    step = {name: metrics[name].detach().to(torch.float64) for name in SUMMED if name in metrics}
     step |= {"steps": torch.ones((), dtype=torch.float64), "skipped": torch.zeros((), dtype=torch.float64)}
-    sums = {name: window[name] + value if name in window else value for name, value in step.items()}
+    sums = {name: window[name].to(value.device) + value if name in window else value for name, value in step.items()}
     last = {"grad_norm": metrics["grad_norm"].detach()} if "grad_norm" in metrics else {}
     return {**window, **sums, **last}
 
@@ -39,6 +40,7 @@ def report(window: Mapping[str, Tensor]) -> dict[str, float]:
     masked token of the window; ``masked_share`` of the valid tokens; ``coverage``, the share of codes that occur, and
     ``perplexity``, the exponential of the entropy of their counts, each a mean over the books.
     """
+    window = {name: value.to("cpu") for name, value in window.items()}
     masked = float(window["masked_tokens"])
     books = window["token_counts"].shape[0]
     counts = window["token_counts"]
