@@ -50,7 +50,11 @@ def write_tensors(path: Path, leaves: Mapping[str, Tensor], metadata: Mapping[st
     own = _own(leaves)
     texts = dict(metadata or {})
     if path.suffix == ".safetensors":
-        _safetensors(path).torch.save_file(own, path, metadata=texts or None)  # it writes {} so that it cannot read it
+        package = _safetensors(path)
+        path.touch()
+        mode = path.stat().st_mode & 0o777  # as any new file has it; the package's own is for its owner alone
+        package.torch.save_file(own, path, metadata=texts or None)  # it writes {} so that it cannot read it
+        path.chmod(mode)
         return
     with open(path, "wb") as file:
         torch.save({"tensors": own, "metadata": texts}, file)
