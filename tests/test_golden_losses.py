@@ -57,7 +57,7 @@ def _write(folder: Path, name: str, clips: list[NDArray[np.int16]]) -> str:
     for number, clip in enumerate(clips):
         write_wav(folder / f"{name}{number}.wav", clip)
     entries = [{"audio_filepath": f"{name}{n}.wav", "duration": len(clip) / 16000} for n, clip in enumerate(clips)]
-    write_manifest(folder / f"{name}.jsonl", entries)
+    write_manifest(folder / f"{name}.jsonl", entries, overwrite=True)
     return str(folder / f"{name}.jsonl")
 
 

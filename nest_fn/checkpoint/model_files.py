@@ -128,7 +128,7 @@ def load(path: str | Path) -> tuple[Params, State, Config]:
         check_trees(str(path), params, state, cfg)
     except ConfigError as error:
         raise CheckpointError(f"{path}: its config is not one of this version: {error}") from error
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise CheckpointError(str(error)) from error
     return params, state, cfg
 

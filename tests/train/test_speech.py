@@ -146,6 +146,7 @@ def test_the_log_goes_on_over_resumes_and_a_refused_start_is_in_it(corpus: Corpu
 def test_a_log_that_cannot_be_written_ends_no_run(corpus: Corpus, tmp_path: Path) -> None:
     run = tmp_path / "run"
     (run / "log.txt").mkdir(parents=True)
+    (run / "checkpoints").mkdir()
     assert main(words(corpus, run, *SHORT)) == 0
     assert saved_steps(run)[-1] == 12
 
