@@ -117,3 +117,31 @@ def test_real_data_is_whole(name: str, channel: str) -> None:
     pytest.importorskip("soundfile", reason="the optional package soundfile reads FLAC, Ogg and MP3")
     config = DataConfig(min_duration=0.0, channel=channel, num_workers=2)  # type: ignore[arg-type]
     assert validate([str(DATA / f"{name}.jsonl")], config).problems == ()
+
+
+@pytest.mark.parametrize("target", ["relative", "absolute", "through a link"])
+def test_a_manifest_is_read_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str) -> None:
+    """Written in one folder, read from another, and moved together with its audio."""
+    real = tmp_path / "one" / "real"
+    (real / "audio").mkdir(parents=True)
+    (real / "lists").mkdir()
+    write_wav(real / "audio" / "a.wav", _noise(1.0))
+    (tmp_path / "link").symlink_to(real / "lists")
+    monkeypatch.chdir(real)
+    scan(
+        "audio",
+        {"relative": "lists/m.jsonl", "absolute": real / "lists" / "m.jsonl"}.get(
+            target, tmp_path / "link" / "m.jsonl"
+        ),
+    )
+    monkeypatch.chdir(tmp_path)
+    assert (real / "lists" / "m.jsonl").read_text().count('"../audio/a.wav"') == 1
+    for place in (real / "lists", tmp_path / "link", Path("link")):
+        assert validate([str(place / "m.jsonl")], CONFIG).ok
+    packed = shard([str(tmp_path / "link" / "m.jsonl")], CONFIG, "packed", 1)
+    (tmp_path / "one").rename(tmp_path / "two")
+    (tmp_path / "packed").rename(tmp_path / "moved")
+    assert packed == Path("packed/manifest.jsonl")
+    monkeypatch.chdir(tmp_path / "two")
+    assert validate([str(tmp_path / "two" / "real" / "lists" / "m.jsonl")], CONFIG).ok
+    assert validate([str(tmp_path / "moved" / "manifest.jsonl")], CONFIG, shards=["../moved/audio_0.tar"]).ok

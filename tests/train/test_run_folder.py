@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from nest_fn.train.cli.main import main
 from nest_fn.train.run.record.run_folder import RunFolder
 from tests import unprivileged
+
+from .conftest import Corpus
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
@@ -71,3 +74,28 @@ def test_a_lock_that_cannot_be_taken_away_ends_no_run(tmp_path: Path) -> None:
     folder.open()
     folder.close()
     assert not (run / "lock").exists()
+
+
+@pytest.mark.parametrize(
+    "more, code",
+    [
+        (["data.train=none.jsonl"], 2),
+        (["trainer.device=cuda:7"], 2),
+        (["optim.lr=-1"], 2),
+        (["--resume", "must"], 4),
+    ],
+)
+def test_a_refused_start_leaves_no_folder(corpus: Corpus, tmp_path: Path, more: list[str], code: int) -> None:
+    """Nor its parents, where it made them; what was there before stays."""
+    (tmp_path / "runs").mkdir()
+    words = [
+        "pretrain",
+        "-c",
+        "tiny",
+        f"data.train={corpus.train}",
+        "--folder",
+        str(tmp_path / "runs" / "a" / "b"),
+        *more,
+    ]
+    assert main(words) in (code, 3)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "runs"]

@@ -52,8 +52,8 @@ def scan(
     Paths are relative to the manifest; ``hashes`` adds each file's ``sha256``. Raises ``DataError`` if nothing is
     found.
     """
-    base = Path(os.path.abspath(manifest)).parent
-    files = list(audio_files(os.path.abspath(folder)))
+    base = Path(os.path.realpath(Path(os.path.abspath(manifest)).parent))  # where a reader finds it, behind any link
+    files = list(audio_files(os.path.realpath(folder)))
     origin = {"command": "data scan", "folder": os.path.abspath(folder), "hashes": hashes, **versions()}
     place = claim(manifest, origin | {"files": _listing(files)}, folder=False, inputs=files, overwrite=overwrite)
 

@@ -42,7 +42,7 @@ def pretrain(
     none. Every rank of ``job`` calls this; rank 0 alone writes and speaks. Raises the errors of ``train.errors``.
     """
     check_keeping(cfg)
-    first = job.ranks.first
+    first, began = job.ranks.first, False
     if first:
         folder.open()
     try:
@@ -55,13 +55,14 @@ def pretrain(
             progress = _begin(run, resume, allow_changes)
             if first:
                 folder.describe(cfg, command or [], data_record(run))
+            began = True
             told.log.begin()
             announce(run)
             with closing(run.board), saved_at_the_end(run, progress):
                 return _train(run, progress, stop)
     finally:
         if first:
-            folder.close()
+            folder.close(began)
 
 
 def _open(cfg: Config, folder: RunFolder, reporter: Reporter, job: Job, stop: StopRequest) -> Run | None:

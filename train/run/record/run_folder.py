@@ -13,6 +13,7 @@ import os
 import platform
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self._lock = Lock(self.path / "lock")
+        self._made: list[Path] = []  # folders that ``open`` made, the innermost first
 
     def open(self) -> None:
         """Make the folder and lock it.
@@ -48,10 +50,13 @@ class RunFolder:
                 f"run folder {self.path}: {contents(self.path)}, and no run; nothing there was touched: choose another "
                 "with --folder."
             )
+        absent = [folder for folder in (self.checkpoints, *self.checkpoints.parents) if not folder.exists()]
         try:
+            self._made = absent
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             holder = self._lock.take()
         except OSError as error:
+            self.close(began=False)
             raise UsageError(f"run folder {self.path}: {error.strerror}; choose another with --folder.") from error
         if holder is not None:
             raise CheckpointError(
@@ -67,9 +72,12 @@ class RunFolder:
             any(file.exists() for file in began) or not (self.path / "config.yaml").exists()
         )
 
-    def close(self) -> None:
-        """Give the lock back."""
+    def close(self, began: bool = True) -> None:
+        """Give the lock back. Of a run that never ``began`` no folder stays that was made for it."""
         self._lock.release()
+        for folder in () if began else self._made:
+            with suppress(OSError):  # something is in it
+                folder.rmdir()
 
     def describe(self, cfg: Config, command: list[str], data: Mapping[str, Any]) -> None:
         """Write down what the run was started with."""
