@@ -58,13 +58,14 @@ def contents(run: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()}
 
 
-@pytest.mark.parametrize("step", [4, 6, 11])
+@pytest.mark.parametrize("step", [0, 3, 4, 11])
 def test_a_logged_step_comes_back_to_the_last_bit(healthy: Path, step: int) -> None:
     before = contents(healthy)
     found = again(healthy, step)
     line = next(line for line in metrics(healthy) if line["step"] == step + 1 and "loss" in line)
     assert (found.loss, found.grad_norm, found.epoch) == (line["loss"], line["grad_norm"], line["epoch"])
-    assert found.finite and found.wrong == () and found.origin.name == f"step_{step // 4 * 4:08d}"
+    assert found.finite and found.wrong == ()
+    assert (found.origin and found.origin.name) == (f"step_{step // 4 * 4:08d}" if step >= 4 else None)
     assert contents(healthy) == before
 
 
@@ -99,6 +100,11 @@ def test_a_failure_is_met_again(corpus: Corpus, tmp_path: Path, capsys: Captured
     assert "gradients not finite, " in told.out and "encoder.layers.0." in told.out
     assert contents(run) == before
     assert main(["replay", str(run), "1", "optim.lr=1e-3"]) == 5  # the parameters are what they are
+    capsys.readouterr()
+    assert main(["replay", str(run), "0"]) == 0  # no checkpoint was made before it
+    (first,) = [line for line in metrics(run) if line["step"] == 1]
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].endswith("from the seed: epoch 0, batch 0") and told[1].startswith(f"loss {first['loss']!r}, ")
 
 
 def test_the_culprit_is_named(corpus: Corpus, silent: list[str], tmp_path: Path) -> None:
@@ -128,12 +134,22 @@ def test_what_cannot_be_replayed(healthy: Path, tmp_path: Path, capsys: Captured
     for argv, code, words_ in (
         ([str(tmp_path), "3"], 2, "holds no run"),
         ([str(healthy), "12"], 2, "step 12 of a run of 12; want the number of updates before it, from 0 to 11"),
-        ([str(healthy), "3"], 4, "no good checkpoint at or before step 3"),
         ([str(healthy), "5", "encoder.d_model=48"], 4, "of another model"),
     ):
         assert main(["replay", *argv]) == code
         assert words_ in capsys.readouterr().err
     damaged = tmp_path / "damaged"
     shutil.copytree(healthy, damaged)
-    (damaged / "checkpoints" / "step_00000008" / "config.yaml").write_text("x")
-    assert again(damaged, 9).origin.name == "step_00000004"
+    for step, origin in ((8, "step_00000004"), (4, None)):
+        (damaged / "checkpoints" / f"step_{step:08d}" / "config.yaml").write_text("x")
+        told = Told()
+        found = replay(damaged, 9, (), told)
+        assert (found.origin and found.origin.name) == origin and found.loss == again(healthy, 9).loss
+    assert [line.split("/")[-2] for line in told.warnings] == ["step_00000008", "step_00000004"]
+
+
+def test_what_the_seed_does_not_say_is_told(healthy: Path) -> None:
+    told = Told()
+    replay(healthy, 1, ["optim.lr=1", "encoder.dropout=0.5"], told)
+    assert len(told.warnings) == 2 and "settings changed since step 4: optim.lr: " in told.warnings[0]
+    assert "no longer one: encoder.dropout: was " in told.warnings[1]

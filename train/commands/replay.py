@@ -2,7 +2,8 @@
 
 STEP is the number of updates that were done before the one to look at, the number that messages and
 RUN/failures/step_STEP name; its line in metrics.jsonl has ``step`` STEP + 1. The state comes from that folder, or else
-from the newest good checkpoint at or before STEP, from where the steps up to STEP are made again.
+from the newest good checkpoint at or before STEP, or else from the run's seed; from there the steps up to STEP are
+made again.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ from nest_fn.train.data.dataset import RawBatch, batches
 from nest_fn.train.errors import CheckpointError, UsageError
 from nest_fn.train.run.context import TRAIN, Reporter, Run, open_run, step_parts
 from nest_fn.train.run.failure_dump import failures_folder, memory_told, named
-from nest_fn.train.run.record.checkpoints import Saved, load
+from nest_fn.train.run.record.checkpoints import Saved, load, refuse_changes
 from nest_fn.train.run.record.run_folder import RunFolder
+from nest_fn.train.run.state_sharding import beginning
 from nest_fn.train.step import metrics as measures
 from nest_fn.train.step.micro_batches import micro_batches, to_device
 from nest_fn.train.step.step import RefusedUpdate, TrainState, cast, make_step, training_loss
@@ -52,7 +54,7 @@ class Replayed(NamedTuple):
     """One step, looked into."""
 
     step: int  # updates done before it
-    origin: Path  # the checkpoint from which it was reached
+    origin: Path | None  # the checkpoint from which it was reached; None: the run's seed
     epoch: int
     batch: int
     loss: float  # nats, as the line of metrics has it if trainer.log_every is 1
@@ -70,11 +72,14 @@ def replay(folder: str | Path, step: int, overrides: Sequence[str], reporter: Re
     """Make step ``step`` of the run in ``folder`` again, with its config as it is or with ``overrides``.
 
     The run's lock is not needed. Raises ``UsageError`` for a folder that holds no run and a step that none has,
-    ``CheckpointError`` if no checkpoint leads to the step.
+    ``CheckpointError`` if the run's checkpoints are of another model.
     """
     run = _open(Path(folder), step, overrides, reporter)
-    origin = _origin(Path(folder), step)
-    saved = load(run.cfg, origin, run.digest, reporter.warn, run.device, allow_changes=True)
+    origin, problems = _origin(Path(folder), step)
+    if origin is None:
+        saved = _from_the_seed(run, step, problems)
+    else:
+        saved = load(run.cfg, origin, run.digest, reporter.warn, run.device, allow_changes=True)
     make = make_step(run.cfg, loss=training_loss(run.cfg, run.rirs, parts=step_parts(run), tables=run.tables))
     stream = batches(run.train, epoch=saved.epoch, batch=saved.batch)
     with closing(stream):  # type: ignore[type-var]
@@ -91,7 +96,7 @@ def replay(folder: str | Path, step: int, overrides: Sequence[str], reporter: Re
 def report(found: Replayed) -> Iterator[str]:
     """What was found, in lines."""
     yield (
-        f"step {found.step} (line {found.step + 1} of the metrics), from {found.origin}: "
+        f"step {found.step} (line {found.step + 1} of the metrics), from {found.origin or 'the seed'}: "
         f"epoch {found.epoch}, batch {found.batch}"
     )
     yield f"loss {found.loss!r}, gradient norm {found.grad_norm!r}"
@@ -119,8 +124,8 @@ def _open(folder: Path, step: int, overrides: Sequence[str], reporter: Reporter)
     return open_run(replace(cfg, data=replace(cfg.data, valid=())), RunFolder(folder), reporter)
 
 
-def _origin(folder: Path, step: int) -> Path:
-    """The checkpoint to start from. Raises ``CheckpointError`` that tells what is there."""
+def _origin(folder: Path, step: int) -> tuple[Path | None, list[str]]:
+    """The checkpoint to start from, None if no good one is early enough; and what is wrong with each better one."""
     dump = checkpoint_folder.step_path(failures_folder(folder), step)
     present = checkpoint_folder.list_checkpoints(folder / "checkpoints")
     found = [path for path in present if checkpoint_folder.step_of(path) <= step]
@@ -129,13 +134,27 @@ def _origin(folder: Path, step: int) -> Path:
         try:
             checkpoint_files.verify(path)
         except CheckpointError as error:
-            problems.append(f"\n  {error}")
+            problems.append(str(error))
             continue
-        return path
-    raise CheckpointError(
-        f"replay: {folder} holds no good checkpoint at or before step {step}; keep more of them with "
-        f"trainer.keep_every.{''.join(problems)}"
-    )
+        return path, problems
+    return None, problems
+
+
+def _from_the_seed(run: Run, step: int, problems: Sequence[str]) -> Saved:
+    """The run's beginning, as ``pretrain`` made it. What is not as in the oldest good checkpoint after it is told."""
+    for problem in problems:
+        run.reporter.warn(problem)
+    if step > 0:
+        run.reporter.say(f"no good checkpoint at or before step {step}: its {step} updates are made from the seed")
+    for path in checkpoint_folder.list_checkpoints(run.folder.checkpoints):
+        try:
+            _, settings, meta = checkpoint_files.read_checkpoint(path)
+        except CheckpointError:
+            continue
+        if "data_digest" in meta:
+            refuse_changes(run.cfg, settings, meta, run.digest, True, run.reporter.warn)
+            break
+    return Saved(beginning(run), 0, 0, {})
 
 
 def _parts(run: Run, raw: RawBatch) -> list[dict[str, Any]]:

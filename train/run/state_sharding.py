@@ -18,10 +18,15 @@ from .record.checkpoints import Saved
 Leaves = dict[str, Tensor]
 
 
+def beginning(run: Run) -> TrainState:
+    """A run's first train state, which its seed says."""
+    return init_train_state(random.fold_in(run.key, INIT), run.cfg)
+
+
 def share(saved: Saved | None, run: Run) -> Saved:
     """What rank 0 restored, or a run's beginning where that is None, on every rank, cut as the run says."""
     ranks = run.ranks
-    ts = init_train_state(random.fold_in(run.key, INIT), run.cfg) if saved is None else saved.ts
+    ts = beginning(run) if saved is None else saved.ts
     head = ranks.from_first(None if saved is None else saved._replace(ts=TrainState(ts.step, {}, {}, None, {})))
     same(ts, run.sharding)
     head = Saved(ts, 0, 0, {}) if head is None else head._replace(ts=ts._replace(step=head.ts.step))

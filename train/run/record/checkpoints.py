@@ -157,7 +157,7 @@ def load(
         raise CheckpointError(
             f"{path}: holds a model and no run, so none can go on from it; take it out of the folder."
         )
-    _refuse_changes(cfg, settings, meta, digest, allow_changes, warn)
+    refuse_changes(cfg, settings, meta, digest, allow_changes, warn)
     return _from_trees(cfg, tree_map(lambda leaf: leaf.to(device), trees), meta)
 
 
@@ -200,10 +200,13 @@ def _completed(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, 
     return whole
 
 
-def _refuse_changes(
+def refuse_changes(
     cfg: Config, settings: dict[str, Any], meta: dict[str, Any], digest: str, allow: bool, warn: Callable[[str], None]
 ) -> None:
-    """Compare config and data with those of the checkpoint, key by key; what may change is told."""
+    """Compare config and data with those of a checkpoint, key by key; what may change is told.
+
+    Raises ``CheckpointError`` for what may not, or tells it where ``allow`` is true.
+    """
     then, now = flatten(_completed(settings, recorded(Config()))), flatten(recorded(cfg))
     other = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
     free = [key for key in other if any(key == name or key.startswith(f"{name}.") for name in _FREE)]
