@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from nest_fn.errors import OutputError
 from nest_fn.train.data.corpus.audio import read_audio
 from nest_fn.train.data.corpus.manifest import load_manifest, write_manifest
-from nest_fn.train.data.corpus.shard_index import expand_pattern, index_shards, write_shards
+from nest_fn.train.data.corpus.shard_index import even_cuts, expand_pattern, index_shards, write_shards
 from nest_fn.train.data.corpus.tar import tar_members
 from nest_fn.train.data.corpus.wav import Span, write_wav
 from nest_fn.train.errors import DataError
@@ -168,6 +169,32 @@ def test_shards_depend_on_content_alone_and_overwrite_nothing(tmp_path: Path) ->
     for count in (0, 8):
         with pytest.raises(DataError, match="7 audio files"):
             write_shards(manifest, tmp_path / "c", count)
+
+
+def test_shards_are_even_in_bytes(tmp_path: Path) -> None:
+    seconds = [20, *[1] * 20, 5, 5, 5, 5]  # of 60 s, the first third in one file
+    for number, length in enumerate(seconds):
+        write_wav(tmp_path / f"{number:02d}.wav", np.full(16000 * length, number + 1, np.int16))
+    lines = [{"audio_filepath": f"{number:02d}.wav", "duration": length} for number, length in enumerate(seconds)]
+    write_manifest(tmp_path / "m.jsonl", lines)
+    written = write_shards(load_manifest(tmp_path / "m.jsonl"), tmp_path / "t", 3)
+    entries = [json.loads(line) for line in written.read_text().splitlines()]
+    assert [(e["audio_filepath"], e["shard_id"]) for e in entries] == [
+        (line["audio_filepath"], 0 if number < 1 else 1 if number < 21 else 2) for number, line in enumerate(lines)
+    ]
+    archives = [(tmp_path / "t" / f"audio_{number}.tar").stat().st_size for number in range(3)]
+    assert max(archives) - min(archives) < 32000  # a second
+
+
+@given(st.lists(st.integers(1, 1000), min_size=1, max_size=40), st.data())
+def test_cuts_are_as_even_as_the_things_allow(sizes: list[int], draw: st.DataObject) -> None:
+    parts = draw.draw(st.integers(1, len(sizes)))
+    cuts = even_cuts(sizes, parts)
+    assert cuts[0] == 0 and cuts[-1] == len(sizes) and len(cuts) == parts + 1
+    assert all(first < last for first, last in pairwise(cuts))
+    share = sum(sizes) / parts
+    if max(sizes) <= share:
+        assert all(abs(sum(sizes[first:last]) - share) <= max(sizes) for first, last in pairwise(cuts))
 
 
 @needs_data

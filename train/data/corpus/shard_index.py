@@ -13,6 +13,7 @@ import re
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -122,8 +123,9 @@ def index_shards(patterns: Sequence[str], workers: int = 4) -> ShardIndex:
 def write_shards(manifest: Manifest, out_dir: str | Path, shards: int, *, overwrite: bool = False) -> Path:
     """Pack a manifest's audio into ``audio_{0..shards-1}.tar`` beside a ``manifest.jsonl`` with ``shard_id``.
 
-    Files keep their bytes and their order; all segments of a file go to one shard. The archives depend on nothing but
-    the content: no times, no owners. Returns the manifest's path. Raises ``DataError``, ``OutputError``.
+    Files keep their bytes and their order; all segments of a file go to one shard, and shards are as even in bytes as
+    that allows. The archives depend on nothing but the content: no times, no owners. Returns the manifest's path.
+    Raises ``DataError``, ``OutputError``.
     """
     groups: dict[str, list[int]] = {}
     for index in range(len(manifest)):
@@ -135,17 +137,42 @@ def write_shards(manifest: Manifest, out_dir: str | Path, shards: int, *, overwr
     place = claim(folder, origin, folder=True, inputs=manifest.files, overwrite=overwrite)
     if place.done:
         return listing
+    files = list(groups.values())
+    cuts = even_cuts([_archived(manifest, indices[0]) for indices in files], shards)
     names = [f"audio_{number}.tar" for number in range(shards)] + [listing.name]
     begin(place, names)
-    files = list(groups.values())
     lines: list[str] = []
-    for number in range(shards):
-        part = files[number * len(files) // shards : (number + 1) * len(files) // shards]
-        lines += _write_shard(manifest, part, folder / f"audio_{number}.tar", number)
+    for number, (first, last) in enumerate(pairwise(cuts)):
+        lines += _write_shard(manifest, files[first:last], folder / f"audio_{number}.tar", number)
     with replacing(listing, 0, replaces=anything) as temporary:
         temporary.write_bytes("".join(lines).encode("utf-8"))
     finish(place, names)
     return listing
+
+
+def even_cuts(sizes: Sequence[int], parts: int) -> list[int]:
+    """Where to cut a row of things into ``parts``, none of them empty, nearest to equal sums: ``parts + 1`` numbers.
+
+    Where nothing is above a part's even share, no part is further from that than by the size of the largest thing.
+    """
+    sums = np.cumsum([0, *sizes], dtype=np.int64)
+    wanted = sums[-1] * (np.arange(1, parts) / parts)
+    above = np.searchsorted(sums, wanted)
+    nearest = np.where(wanted - sums[above - 1] < sums[above] - wanted, above - 1, above)
+    cuts = [0]
+    for part, cut in enumerate(nearest.tolist(), 1):
+        cuts.append(min(max(cut, cuts[-1] + 1), len(sizes) - parts + part))
+    return [*cuts, len(sizes)]
+
+
+def _archived(manifest: Manifest, index: int) -> int:
+    """Bytes that an utterance's file takes in an archive: a header, and whole blocks."""
+    source = manifest.source(index)
+    try:
+        size = source.size if isinstance(source, Span) else os.stat(source).st_size
+    except OSError as error:
+        raise DataError(f"{manifest.where(index)}: {source}: {error.strerror or error}") from error
+    return tarfile.BLOCKSIZE * (1 + -(-size // tarfile.BLOCKSIZE))
 
 
 def _write_shard(manifest: Manifest, files: list[list[int]], path: Path, number: int) -> list[str]:
