@@ -7,7 +7,6 @@ from typing import Any
 
 EXTRAS: dict[str, dict[str, tuple[str, ...]]] = {  # extra of pyproject.toml: package: some names that are used of it
     "audio": {"soundfile": ("SoundFile", "SoundFileError")},
-    "viz": {"matplotlib": ("__version__",)},
     "log": {"tensorboard": ("__version__",)},
     "export": {"safetensors": ("safe_open",), "onnx": ("ModelProto",), "onnxscript": ("ir",)},
 }

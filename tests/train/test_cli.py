@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
 from nest_fn.config import Config
@@ -95,9 +98,12 @@ def test_doctor(tmp_path: Path, capsys: Captured) -> None:
     code = main(["doctor", str(tmp_path)])
     told = capsys.readouterr().out
     assert code == int("FAIL" in told)
-    for words_ in ("torch 2.", "fit", "CPU: ", "extra 'audio'", "GiB free", "ok   a file can be written"):
+    versions_ = (f"Python {platform.python_version()}, numpy {np.__version__}", f"ok   torch {torch.__version__}, ")
+    for words_ in (*versions_, "CPU: ", "C++ compiler", "extra 'audio'", "GiB free", "ok   a file can be written"):
         assert words_ in told
-    assert main(["doctor", str(tmp_path / "nowhere")]) != 0
+    assert "viz" not in told and "--folder" not in told
+    assert main(["doctor", str(tmp_path / "nowhere")]) == 1
+    assert f"FAIL {tmp_path}/nowhere: nothing can be written here: No such file" in capsys.readouterr().out
 
 
 def test_scan_validate_stats(corpus: Corpus, tmp_path: Path, capsys: Captured) -> None:

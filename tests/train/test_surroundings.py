@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -264,6 +265,16 @@ def test_one_line_names_the_extra(
 def test_the_doctor_says_what_is_wrong_with_an_extra(tmp_path: Path, way: str) -> None:
     told = without(way, ["doctor", str(tmp_path)], tmp_path).stdout
     lines = {line.split("'")[1]: line for line in told.splitlines() if "extra '" in line}
-    assert set(lines) == {"audio", "viz", "log", "export"}
+    assert set(lines) == {"audio", "log", "export"}
     reason = "99.0 has no" if way == "without the names" else "does not load"
     assert reason in lines["audio"] and lines["export"].count(reason) == 3
+    assert "WAV is read without it" in lines["audio"]
+
+
+def test_the_doctor_says_what_is_wrong_with_torch_and_the_compilers(tmp_path: Path) -> None:
+    asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    install = "pip install " + " ".join(f"'{name}'" for name in asked if name.startswith("torch"))
+    (tmp_path / "torchaudio.py").write_text("__version__ = '2.10.0+cu128'\n")
+    told = run(["doctor", str(tmp_path)], environment={"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "CXX": "no-such"})
+    assert told.returncode == 1 and f"FAIL torchaudio 2.10.0+cu128; {install}" in told.stdout.splitlines()
+    assert "no C++ compiler (no-such): install it, or name one in CXX; trainer.compile=on" in told.stdout

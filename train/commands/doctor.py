@@ -1,20 +1,30 @@
-"""Is this machine ready: versions, devices, extras, memory for workers, disk, and a real write."""
+"""Is this machine ready: versions, devices, compilers, extras, disk, and a real write."""
 
 from __future__ import annotations
 
 import importlib
 import os
+import platform
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 import nest_fn
 from nest_fn.extras import EXTRAS, load_extra
+
+TORCH = "2.11"  # the version that pyproject.toml asks for
+_FOR = {
+    "audio": "FLAC, Ogg and MP3; WAV is read without it",
+    "log": "TensorBoard; metrics.jsonl is written without it",
+    "export": ".safetensors and .onnx",
+}
+_GIBIBYTES = 5  # free on disk, below which a run may not end
 
 
 class Finding(NamedTuple):
@@ -28,50 +38,79 @@ def examine(folder: str | Path = ".") -> Iterator[Finding]:
     """Everything that a run needs, in the order in which a person would ask."""
     yield from _versions()
     yield from _devices()
+    yield from _compilers()
     for extra, packages in EXTRAS.items():
-        problems = [problem for name in packages if (problem := _problem(name))]
-        yield Finding(None, f"extra '{extra}': {'; '.join(problems) or 'yes'}")
+        yield Finding(None, f"extra '{extra}' ({_FOR[extra]}): {'; '.join(map(_package, packages))}")
     yield from _storage(Path(folder))
 
 
 def _versions() -> Iterator[Finding]:
-    yield Finding(None, f"nest-fn {nest_fn.__version__}, numpy {metadata.version('numpy')}")
-    torch_version, audio_version = torch.__version__, metadata.version("torchaudio")
-    same = torch_version.split("+")[0].split(".")[:2] == audio_version.split("+")[0].split(".")[:2]
-    yield Finding(same, f"torch {torch_version} and torchaudio {audio_version} " + ("fit" if same else "do not fit"))
+    """Of what is imported here, whatever the packages' records say."""
+    yield Finding(None, f"nest-fn {nest_fn.__version__}, Python {platform.python_version()}, numpy {np.__version__}")
+    cuda, rocm = torch.version.cuda, torch.version.hip
+    built = f"CUDA {cuda}" if cuda else f"ROCm {rocm}" if rocm else "CPUs alone"
+    install = f"pip install 'torch=={TORCH}.*' 'torchaudio=={TORCH}.*'"
+    right = torch.__version__.startswith(f"{TORCH}.")
+    yield Finding(right, f"torch {torch.__version__}, built for {built}" + ("" if right else f"; {install}"))
     try:
-        importlib.import_module("torchaudio")
-        yield Finding(True, "torchaudio loads")
+        audio = importlib.import_module("torchaudio").__version__
     except Exception as error:  # a broken build fails in many ways
-        yield Finding(False, f"torchaudio does not load: {str(error).splitlines()[0]}; install it with the same torch")
+        yield Finding(False, f"torchaudio does not load ({(str(error).splitlines() or [''])[0]}); {install}")
+        return
+    right = audio.startswith(f"{TORCH}.")
+    yield Finding(right, f"torchaudio {audio}" + ("" if right else f"; {install}"))
 
 
 def _devices() -> Iterator[Finding]:
     yield Finding(None, f"CPU: {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")
     if not torch.cuda.is_available():
-        yield Finding(None, "no CUDA device: compile=auto stays eager, precision fp32 is best")
+        yield Finding(None, "no CUDA device: trainer.device=auto is the CPU, trainer.compile=auto is off")
     for index in range(torch.cuda.device_count()):
-        gigabytes = torch.cuda.get_device_properties(index).total_memory / 2**30
-        yield Finding(True, f"CUDA {index}: {torch.cuda.get_device_name(index)}, {gigabytes:.0f} GiB")
+        card = torch.cuda.get_device_properties(index)
+        size = card.total_memory / 2**30
+        yield Finding(True, f"CUDA {index}: {card.name}, {size:.0f} GiB, compute capability {card.major}.{card.minor}")
+
+
+def _compilers() -> Iterator[Finding]:
+    """What PyTorch's compiler and Triton call, by the names under which they look for it."""
+    cpp = os.environ.get("CXX", "g++")
+    version = _compiler(cpp)
+    text = f"C++ compiler: {version}" if version else f"no C++ compiler ({cpp}): install it, or name one in CXX"
+    yield Finding(None, f"{text}; trainer.compile=on on a CPU wants one")
+    if torch.cuda.is_available():
+        c = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang") or "gcc"
+        version = _compiler(c)
+        text = f"C compiler: {version}" if version else f"no C compiler ({c}): install it, name one in CC"
+        yield Finding(version is not None, text + ("" if version else ", or set trainer.compile=off"))
+
+
+def _compiler(command: str) -> str | None:
+    """The first line of what a compiler says of itself, None if it does not run."""
+    try:
+        done = subprocess.run([command, "--version"], capture_output=True, text=True, errors="replace", timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return (done.stdout.splitlines() or [command])[0] if done.returncode == 0 else None
 
 
 def _storage(folder: Path) -> Iterator[Finding]:
-    gigabytes = shutil.disk_usage(folder).free / 2**30
-    yield Finding(gigabytes > 5, f"{gigabytes:.1f} GiB free in {folder.resolve()}")
     try:
+        gibibytes = shutil.disk_usage(folder).free / 2**30
+        enough = gibibytes > _GIBIBYTES
+        advice = "" if enough else f"; a run wants more than {_GIBIBYTES}"
+        yield Finding(enough, f"{gibibytes:.1f} GiB free in {folder.resolve()}{advice}")
         with tempfile.NamedTemporaryFile(dir=folder) as file:
             file.write(b"nest_fn" * 1000)
             file.flush()
             os.fsync(file.fileno())
         yield Finding(True, "a file can be written and flushed here")
     except OSError as error:
-        yield Finding(False, f"nothing can be written here: {error.strerror}; choose another folder with --folder")
+        yield Finding(False, f"{folder}: nothing can be written here: {error.strerror}; ask about another folder")
 
 
-def _problem(package: str) -> str | None:
-    """Why an optional package cannot be used."""
+def _package(name: str) -> str:
+    """The version of an optional package, or why it cannot be used."""
     try:
-        load_extra(package)
+        return f"{name} {getattr(load_extra(name), '__version__', 'of unknown version')}"
     except ImportError as error:
         return str(error)
-    return None
