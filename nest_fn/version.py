@@ -1,3 +1,3 @@
-"""The version, where it can be read without anything else."""
+"""The version, where it can be read without anything else; pyproject.toml takes it from here."""
 
 __version__ = "0.1.0"

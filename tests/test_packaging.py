@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from nest_fn.version import __version__
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("nest_fn", "layers", "train", "configs")
 SETUPTOOLS = int(importlib.metadata.version("setuptools").partition(".")[0])
@@ -84,7 +86,7 @@ def test_wheel_works_beside_hostile_files(wheel: Path, tmp_path: Path) -> None:
 @needs_setuptools
 def test_wheel_holds_one_import_name(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    assert {name.partition("/")[0] for name in names} == {"nest_fn", "nest_fn-0.1.0.dist-info"}
+    assert {name.partition("/")[0] for name in names} == {"nest_fn", f"nest_fn-{__version__}.dist-info"}
     for folder, package in (
         ("layers", "nest_fn/layers"),
         ("train", "nest_fn/train"),
