@@ -85,8 +85,15 @@ def begin(place: Place, files: Iterable[str] | None = None) -> None:
     """Make the folder and its mark, in place of what gives way. ``files``: all that will stand there, if known."""
     for name in place.replaced or ():
         remove(place.path / name)
-    place.path.mkdir(parents=True, exist_ok=True)
-    _write_mark(place, files, done=False)
+    absent = [folder for folder in (place.path, *place.path.parents) if not folder.exists()]
+    try:
+        place.path.mkdir(parents=True, exist_ok=True)
+        _write_mark(place, files, done=False)
+    except BaseException:
+        for folder in absent:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def finish(place: Place, files: Iterable[str]) -> None:
