@@ -1,4 +1,4 @@
-"""Multi-head self-attention with relative or absolute positions, over all frames that a mask allows (spec 4.4, 4.5)."""
+"""Multi-head self-attention, positions relative or absolute, over frames that a mask allows (reference 4.4, 4.5)."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def _per_row(context: Tensor) -> Tensor:
 def context_mask(
     frames: int, left: int | Tensor, right: int | Tensor, style: str, device: torch.device
 ) -> Tensor | None:
-    """Which keys a query may see: bool ``[T, T]``, or None where that is all. -1 means unlimited (spec 4.5).
+    """Which keys a query may see: bool ``[T, T]``, or None where that is all. -1 means unlimited (reference 4.5).
 
     ``regular``: from ``left`` frames before to ``right`` frames after. ``chunked_limited``: all of the own chunk of
     ``right + 1`` frames and of ``left / (right + 1)`` chunks before. Bounds may be 0-d tensors, when they were drawn.

@@ -1,4 +1,4 @@
-"""One Conformer block (arXiv 2005.08100, figure 1; spec 4.6)."""
+"""One Conformer block (arXiv 2005.08100, figure 1; reference 4.6)."""
 
 from __future__ import annotations
 

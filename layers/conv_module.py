@@ -1,4 +1,4 @@
-"""The Conformer's convolution module (arXiv 2005.08100, section 2.2; spec 4.6)."""
+"""The Conformer's convolution module (arXiv 2005.08100, section 2.2; reference 4.6)."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def conv_module(
     """GLU, depthwise convolution over ``context = (left, right)`` frames, norm, SiLU: ``[B, T, D] -> [B, T, D]``.
 
     ``norm``: batch_norm, layer_norm, instance_norm, fused_batch_norm (scale and shift alone) or group_normN.
-    ``masked_norm`` leaves padded frames out of batch norm's statistics; the reference counts them (spec Q27).
+    ``masked_norm`` leaves padded frames out of batch norm's statistics; the reference counts them (Q27).
     ``gather`` makes these statistics those of all processes.
     """
     hidden = F.glu(linear(params["pointwise1"], x), dim=-1)

@@ -28,7 +28,7 @@ def dropout(x: Tensor, rate: float, *, key: Key | None = None, train: bool = Fal
 
 
 def stochastic_depth(x: Tensor, y: Tensor, rate: float, *, key: Key | None = None, train: bool = False) -> Tensor:
-    """A layer's output ``y`` or, with probability ``rate``, its input ``x``, for the whole batch (spec 4.7).
+    """A layer's output ``y`` or, with probability ``rate``, its input ``x``, for the whole batch (reference 4.7).
 
     The kept layer's contribution is scaled: ``x + (y - x) / (1 - rate)``. ``key`` is one key ``[2]``.
     """
@@ -39,7 +39,7 @@ def stochastic_depth(x: Tensor, y: Tensor, rate: float, *, key: Key | None = Non
 
 
 def depth_rates(n_layers: int, rate: float, mode: str, start_layer: int) -> tuple[float, ...]:
-    """Drop rate of each layer: 0 for the first ``start_layer``, then rising to ``rate`` or uniform (spec 4.7)."""
+    """Drop rate of each layer: 0 for the first ``start_layer``, then rising to ``rate`` or uniform (reference 4.7)."""
     rest = n_layers - start_layer
     if mode == "uniform":
         return tuple(0.0 if layer < start_layer else rate for layer in range(n_layers))

@@ -1,4 +1,4 @@
-"""The feed-forward module: widen, SiLU, dropout, narrow (spec 4.6)."""
+"""The feed-forward module: widen, SiLU, dropout, narrow (reference 4.6)."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def batch_norm(
     """Batch norm over ``[B, D, T]``; in training by the batch's statistics, and the running ones move by 0.1.
 
     ``valid`` (bool ``[B, T]``) leaves padded frames out of the statistics; without it they count, as in the reference
-    (spec Q27). ``gather`` makes them those of the rows of all processes. The output and the new state are returned, the
+    (Q27). ``gather`` makes them those of the rows of all processes. The output and the new state are returned, the
     given state is not written to.
     """
     _check_channels("batch_norm", params, x)

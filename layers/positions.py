@@ -1,4 +1,4 @@
-"""Sinusoidal positions, relative and absolute, computed for the length at hand (spec 4.4)."""
+"""Sinusoidal positions, relative and absolute, computed for the length at hand (reference 4.4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From frames of 10 ms to encoder frames: the front of a FastConformer (arXiv 2305.05084; spec 4.3)."""
+"""From frames of 10 ms to encoder frames: the front of a FastConformer (arXiv 2305.05084; reference 4.3)."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def subsampled_length(length: Tensor | int, spec: SubsamplingSpec, frames: int) 
     if spec.kind is None:
         return length
     if spec.kind in STACKING:
-        # The batch's padding counts, so that a short row may be one frame shorter than alone (spec Q26).
+        # The batch's padding counts, so that a short row may be one frame shorter than alone (Q26).
         return (length + -frames % spec.factor) // spec.factor
     for _ in range(spec.stages):
         length = strided(length, *_geometry(spec))

@@ -1,4 +1,4 @@
-"""The FastConformer encoder: subsampling, positions, Conformer blocks (arXiv 2305.05084; spec 4)."""
+"""The FastConformer encoder: subsampling, positions, Conformer blocks (arXiv 2305.05084; reference 4)."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def encode(
 ) -> tuple[Tensor, Tensor, State]:  # fmt: skip
     """Features ``[B, M, F]`` with lengths in frames -> encoded ``[B, D, T]``, lengths in encoder frames, new state.
 
-    Frames beyond a length hold values, not zeros (spec Q23). ``rows`` int64 ``[B]`` names each row for its dropout
+    Frames beyond a length hold values, not zeros (Q23). ``rows`` int64 ``[B]`` names each row for its dropout
     draws (default 0..B-1), so that a batch cut into parts, on several ranks say, draws the same.
     """
     if features.ndim != 3 or features.shape[1] != cfg.feat_in:

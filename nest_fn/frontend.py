@@ -1,7 +1,7 @@
-"""Waveform to normalised log-mel, on the device: pre-emphasis, STFT, mel filters, logarithm, normalisation (spec 1).
+"""Waveform to normalised log-mel, on the device: pre-emphasis, STFT, mel filters, logarithm, normalisation.
 
 Everything is differentiable with respect to the audio, runs in float32 or float64 (never in a lower precision, also
-under autocast), and looks at the host for nothing. Q-numbers are the reference's quirks, spec 10.4.
+under autocast), and never waits for the device. Reference 1; its quirks are Q1 to Q8.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def log_mel(
 
     As in the reference, samples beyond ``audio_len`` are set to 0 together with pre-emphasis: with ``preemph=None``
     (or ``compat="legacy"``) they leak into the last frames unless they are 0 already. ``compat="legacy"`` also
-    gives NaN for an utterance of a single frame (spec 0).
+    gives NaN for an utterance of a single frame (reference 0).
 
     Raises ``ValueError`` or ``TypeError`` for wrong shapes, dtypes and settings, and for a missing ``key``.
     """
@@ -66,7 +66,7 @@ def frames(audio_len: int, cfg: PreprocessorConfig) -> int: ...
 @overload
 def frames(audio_len: Tensor, cfg: PreprocessorConfig) -> Tensor: ...
 def frames(audio_len: int | Tensor, cfg: PreprocessorConfig) -> int | Tensor:
-    """Valid frames for ``audio_len`` samples (a number or int64 ``[...]``); an empty utterance has none (spec 1.3)."""
+    """Valid frames for ``audio_len`` samples (a number or int64 ``[...]``); 0 for an empty row (reference 1.3)."""
     side = (cfg.fft_length - cfg.hop_length) // 2 if cfg.exact_pad else cfg.fft_length // 2
     # The centred transform has one frame more; the reference drops it (and, under exact_pad, a real one: Q8).
     extra = 1 if cfg.compat == "legacy" else 0
@@ -77,7 +77,7 @@ def frames(audio_len: int | Tensor, cfg: PreprocessorConfig) -> int | Tensor:
 
 
 def normalize(features: Tensor, lengths: Tensor, cfg: PreprocessorConfig, tables: Tables) -> Tensor:
-    """Mean 0 and deviation 1 over each row's valid frames: ``[B, M, F], [B] -> [B, M, F]`` (spec 1.4)."""
+    """Mean 0 and deviation 1 over each row's valid frames: ``[B, M, F], [B] -> [B, M, F]`` (reference 1.4)."""
     if cfg.normalize is None:
         return features
     if tables.mean is not None and tables.deviation is not None:  # Q5: one pair a mel bin, for every batch size

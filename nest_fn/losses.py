@@ -1,7 +1,7 @@
-"""Cross-entropy of the masked tokens (spec 5), in two forms that give the same number.
+"""Cross-entropy of the masked tokens (reference 5), in two forms that give the same number.
 
 ``masked_cross_entropy`` takes all log-probabilities, as the reference does. ``masked_token_loss`` gathers the masked
-tokens first and runs the decoder on these only, about a third of the work. Q-numbers are quirks, spec 10.4.
+tokens first and runs the decoder on these only, about a third of the work.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Which frames the encoder must not see: random blocks, drawn for each utterance from its own key (spec 3).
+"""Which frames the encoder must not see: random blocks, drawn for each utterance from its own key (reference 3).
 
 Frame ``t`` of an utterance is decided by element ``t`` of its key's uniforms, so a mask depends on neither the padded
-width nor the other rows. Q-numbers are the reference's quirks, spec 10.4.
+width nor the other rows.
 """
 
 from __future__ import annotations

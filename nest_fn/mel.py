@@ -54,7 +54,8 @@ def mel_filters(
     """Triangular filters on Slaney's mel scale: float32 ``[M, fft_length // 2 + 1]``, bit-equal to the reference's.
 
     The scale is linear below 1000 Hz (15 mel) and logarithmic above; ``slaney`` gives every filter the same area.
-    Source: Slaney, Auditory Toolbox, 1998; spec 1.3. ``torchaudio.functional.melscale_fbanks`` differs by its float32.
+    Source: Slaney, Auditory Toolbox, 1998; reference 1.3. ``torchaudio.functional.melscale_fbanks`` computes in float32
+    throughout and therefore differs in the last digits.
     """
     linear, steps = 200.0 / 3, math.log(6.4) / 27  # Hz a mel below 1000 Hz; log-frequency a mel above
     if not 0 <= lowfreq < highfreq:

@@ -1,4 +1,4 @@
-"""The whole of NEST on one page: ``init``, ``forward``, ``loss`` (arXiv 2408.13106; spec 6.1).
+"""The whole of NEST on one page: ``init``, ``forward``, ``loss`` (arXiv 2408.13106; reference 6.1).
 
 Clean audio becomes log-mel features, and these become target tokens by a frozen random projection. Noisy audio becomes
 features too, blocks of which are masked; the encoder sees them, and a linear softmax predicts the clean tokens.
@@ -48,7 +48,7 @@ class Output(NamedTuple):
 
 
 def init(key: Key, cfg: Config) -> tuple[Params, State]:
-    """Initial values as the reference draws them (spec 4.8), from one key, on the key's device.
+    """Initial values as the reference draws them (reference 4.8), from one key, on the key's device.
 
     ``params`` holds ``encoder``, ``decoder`` (and ``masking`` if its embedding is trained); ``state`` holds ``encoder``
     (batch statistics), the frozen ``quantizer`` and ``masking``.
@@ -117,7 +117,7 @@ def loss(
 ) -> tuple[Tensor, tuple[dict[str, Tensor], State]]:  # fmt: skip
     """Mean cross-entropy in nats over the batch's masked tokens; metrics and new state beside it.
 
-    0 with zero gradients if nothing is masked (spec Q14). See ``loss_sum`` for the metrics.
+    0 with zero gradients if nothing is masked (Q14). See ``loss_sum`` for the metrics.
     """
     total, (metrics, state) = loss_sum(params, state, batch, cfg, key=key, train=train, mask=mask)
     return total / metrics["masked_tokens"].clamp(min=1).to(total.dtype), (metrics, state)

@@ -1,7 +1,7 @@
-"""Speech to tokens: a frozen random projection and the nearest code of a frozen random codebook (spec 2).
+"""Speech to tokens: a frozen random projection and the nearest code of a frozen random codebook (reference 2).
 
 Chiu et al., "Self-supervised learning with random-projection quantizer for speech recognition", ICML 2022. The same
-features give the same tokens in training and evaluation; nothing here is learnt. Q-numbers are quirks, spec 10.4.
+features give the same tokens in training and evaluation; nothing here is learnt.
 """
 
 from __future__ import annotations

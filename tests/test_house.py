@@ -197,7 +197,7 @@ def test_the_core_never_waits_for_the_device() -> None:
 
 
 def test_nothing_follows_the_clock_of_the_wall() -> None:
-    """Times are differences of ``time.monotonic``, and no number follows from the hour or from the system (G3).
+    """Times are differences of ``time.monotonic``, and no number follows from the hour or from the system (faults G3).
 
     A run's log alone tells the hour, to people.
     """

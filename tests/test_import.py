@@ -1,4 +1,4 @@
-"""What ``import nest_fn`` brings along: nothing optional, and little time beyond torch's own (G6)."""
+"""What ``import nest_fn`` brings along: nothing optional, and little time beyond torch's own (faults G6)."""
 
 from __future__ import annotations
 

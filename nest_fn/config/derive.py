@@ -32,7 +32,7 @@ def input_width(config: Config) -> int:
 
 
 def derived(config: Config) -> Derived:
-    """What the sections must hold, by (section, field): widths, classes, frames a token (spec 3.3 for post_conv)."""
+    """What the sections must hold, by (section, field): widths, classes, frames a token (post_conv: reference 3.3)."""
     encoder, post_conv = config.encoder, config.mask_position == "post_conv"
     masked_width = encoder.d_model if post_conv else input_width(config)
     frames = encoder_frames_in_token(config) if post_conv else frames_in_token(config)

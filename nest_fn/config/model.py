@@ -1,4 +1,4 @@
-"""The model's settings: frozen dataclasses that mirror the reference's ``model:`` YAML (spec, sections 1.2, 2-5).
+"""The model's settings: frozen dataclasses that mirror the reference's ``model:`` YAML (reference 1.2, 2 to 5).
 
 Every default is the NEST recipe (the reference's ``nest_fast-conformer.yaml``), so that ``Config()`` is NEST-Large.
 Units stand beside numbers; ``None`` means "derived" or "off", as each field says.
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 Compat = Literal["current", "legacy"]
-"""Numerics of the reference since 2.5 (``current``) or up to 2.4 (``legacy``): spec, section 0."""
+"""Numerics of the reference since 2.5 (``current``) or up to 2.4 (``legacy``): reference 0."""
 
 
 @dataclass(frozen=True)
 class PreprocessorConfig:
-    """Waveform to log-mel (spec 1.2)."""
+    """Waveform to log-mel (reference 1.2)."""
 
     sample_rate: int = 16000  # Hz
     window_size: float | None = 0.025  # seconds; or n_window_size
@@ -65,7 +65,7 @@ class PreprocessorConfig:
 
 @dataclass(frozen=True)
 class MaskingConfig:
-    """Random block masking (spec 3)."""
+    """Random block masking (reference 3)."""
 
     block_size: int = 40  # frames of 10 ms, also under post_conv (divided by the subsampling factor there)
     mask_prob: float = 0.01  # per frame with allow_overlap, overall proportion without
@@ -79,7 +79,7 @@ class MaskingConfig:
 
 @dataclass(frozen=True)
 class QuantizerConfig:
-    """Random-projection vector quantizer (spec 2)."""
+    """Random-projection vector quantizer (reference 2)."""
 
     code_dim: int | None = None  # None: Config.code_dim
     num_classes: int | None = None  # None: Config.num_classes
@@ -95,7 +95,7 @@ class QuantizerConfig:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """FastConformer encoder (spec 4.1)."""
+    """FastConformer encoder (reference 4.1)."""
 
     feat_in: int | None = None  # None: preprocessor.features
     feat_out: int = -1  # > 0: an extra linear map after the last layer
@@ -141,7 +141,7 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Linear softmax head, one for each book (spec 5)."""
+    """Linear softmax head, one for each book (reference 5)."""
 
     feat_in: int | None = None  # None: the encoder's output width
     num_classes: int | None = None  # None: Config.num_classes
@@ -153,7 +153,7 @@ class DecoderConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Cross-entropy on masked tokens (spec 5)."""
+    """Cross-entropy on masked tokens (reference 5)."""
 
     mask_threshold: float = 0.8  # a token counts when more than this share of its frames is masked
     combine_time_steps: int | None = None  # frames a token; None: as the quantizer

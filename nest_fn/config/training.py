@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Noise and other speakers mixed into the input (spec 7.5). Ratios are dB of audio over noise."""
+    """Noise and other speakers mixed into the input (reference 7.5). Ratios are dB of audio over noise."""
 
     prob: float = 0.5  # share of utterances that are augmented
     noise_ratio: float = 0.5  # share of those that get noise; the rest get other speakers of the batch
@@ -48,7 +48,7 @@ class DataConfig:
     prefetch: int = 4  # batches ahead of the step
     channel: Literal["error", "mix", "first"] | int = "error"  # or the index of one channel
     resample: bool = True  # False: a file of another sample rate is an error
-    short_audio: str = "pad"  # pad, repeat: what fills an utterance shorter than min_audio (spec 7.2, Q30)
+    short_audio: str = "pad"  # pad, repeat: what fills an utterance shorter than min_audio (reference 7.2, Q30)
     min_audio: float = 1.0  # seconds
     noise_budget_mb: int = 1024  # memory of the noise pool, int16
     root: str | None = None  # if set, every audio path must lie below it
@@ -63,7 +63,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class SchedConfig:
-    """Learning rate as a function of the step (spec 6.4)."""
+    """Learning rate as a function of the step (reference 6.4)."""
 
     name: str = "noam"  # noam, cosine, constant
     d_model: int | None = None  # None: encoder.d_model
@@ -83,7 +83,7 @@ class SchedConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Optimiser and its schedule (spec 6.4)."""
+    """Optimiser and its schedule (reference 6.4)."""
 
     name: str = "adamw"  # adamw, adam, sgd
     lr: float = 5.0  # Noam's factor, else the peak rate

@@ -1,7 +1,7 @@
 """Any file with a NEST model to ``(params, state, cfg)``, told apart by content, and from there to another kind.
 
 Read: folders and files of ours, the reference's ``.nemo`` and Lightning's ``.ckpt``, and ``.pt`` files of the
-pure-PyTorch port (spec 11). Written: ours and ``.nemo``.
+pure-PyTorch port (reference 11). Written: ours and ``.nemo``.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def model_digest(params: Params, state: State, cfg: Config) -> str:
 
 
 def read_port(content: Mapping[str, Any], source: str) -> tuple[Params, State, Config]:
-    """Trees and config of the mapping that the port saves: ``model_state_dict``, ``config``, epoch, step (spec 11).
+    """Trees and config of the mapping that the port saves: ``model_state_dict``, ``config`` and more (reference 11).
 
     The config may be nested, as its YAML, or hold the constructor's keywords. The names of the tensors may be the
     reference's or our own dotted paths. Raises ``CheckpointError`` listing what does not fit.

@@ -1,4 +1,4 @@
-"""The table between the reference's tensor names and ours, both ways (spec 9.1).
+"""The table between the reference's tensor names and ours, both ways (reference 9.1).
 
 Ours are the dotted paths of the two trees, ``params`` and ``state``; theirs are the keys of a ``state_dict``. Values
 never change, only names and the trailing axes of 1x1 convolutions, which are affine maps here.

@@ -1,11 +1,11 @@
-"""The reference's files: ``.nemo`` archives, read and written, and what is in Lightning's ``.ckpt`` (spec 9.2).
+"""The reference's files: ``.nemo`` archives, read and written, and what is in Lightning's ``.ckpt`` (reference 9.2).
 
     params, state, cfg = read_nemo("ssl_en_nest_large_v1.0.nemo")
     write_nemo("mine.nemo", params, state, cfg)
 
 Nothing is extracted and nothing is run: members of an archive are read where they lie, and a pickle may name tensors
 and plain values only. Numerics are ``current`` unless ``compat="legacy"`` is asked for: the published checkpoints were
-trained before version 2.5 of the reference, but every version since loads them with today's numerics (spec, section 0).
+trained before version 2.5 of the reference, but every version since loads them with today's numerics (reference 0).
 """
 
 from __future__ import annotations

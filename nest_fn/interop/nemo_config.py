@@ -1,4 +1,4 @@
-"""Our configuration in the reference's words, and back: what its ``model_config.yaml`` says (spec 9.2).
+"""Our configuration in the reference's words, and back: what its ``model_config.yaml`` says (reference 9.2).
 
 Reading differs from reading a YAML of one's own in one thing: a key that such a file leaves out has the default of the
 reference's class, which is often not that of the NEST recipe. What the reference has no key for, our additions and
@@ -84,7 +84,7 @@ def to_reference(cfg: Config) -> dict[str, Any]:
 def from_reference(mapping: Mapping[str, Any], source: str, compat: Compat | None = None) -> Config:
     """The ``Config`` of a ``model_config.yaml`` or of a Lightning checkpoint's hyper-parameters.
 
-    ``compat`` says with which numerics (spec, section 0); None: what a file of ours says, else ``current``, as the
+    ``compat`` says with which numerics (reference 0); None: what a file of ours says, else ``current``, as the
     reference itself loads files of any age. Sections of the training run that say nothing here are left out with a
     warning. Raises ``CheckpointError`` listing every setting of the model that cannot be had.
     """
@@ -131,7 +131,7 @@ def _with_class_defaults(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _undo_post_conv(model: dict[str, Any]) -> None:
-    """Under post_conv the reference divides the block in its own config, and saves it so (spec 3.3)."""
+    """Under post_conv the reference divides the block in its own config, and saves it so (reference 3.3)."""
     masking, encoder = model.get("masking"), model.get("encoder")
     if model.get("mask_position") != "post_conv" or not (isinstance(masking, Mapping) and isinstance(encoder, Mapping)):
         return

@@ -1,4 +1,4 @@
-"""The keywords with which the pure-PyTorch port builds its model, as a ``Config`` (spec 11)."""
+"""The keywords with which the pure-PyTorch port builds its model, as a ``Config`` (reference 11)."""
 
 from __future__ import annotations
 

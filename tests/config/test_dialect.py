@@ -1,4 +1,4 @@
-"""Files as the reference and the seed write them."""
+"""Files as the reference and the original PureTorchSSLModel interface write them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shipped files: they load, and hold the published sizes (spec 10.1)."""
+"""The shipped files: they load, and hold the published sizes (reference 10)."""
 
 from __future__ import annotations
 

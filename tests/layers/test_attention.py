@@ -1,4 +1,4 @@
-"""Attention against the formula of the reference specification, 4.4 and 4.5, written out as loops."""
+"""Attention against the formulas (reference 4.4, 4.5), written out as loops."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_width_must_be_a_multiple_of_the_heads() -> None:
 
 
 def sees(i: int, j: int, left: int, right: int, style: str) -> bool:
-    """Spec 4.5, one query and one key."""
+    """Reference 4.5, one query and one key."""
     if style == "regular" or right < 0:
         return (left < 0 or j >= i - left) and (right < 0 or j <= i + right)
     chunk = right + 1

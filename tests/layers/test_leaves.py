@@ -152,7 +152,7 @@ def test_stochastic_depth_takes_the_layer_or_passes_it_by() -> None:
 
 
 def test_depth_rates() -> None:
-    """Six layers, 0.3, the first exempt: spec 4.7."""
+    """Six layers, 0.3, the first exempt: reference 4.7."""
     assert depth_rates(6, 0.3, "linear", 1) == pytest.approx((0.0, 0.06, 0.12, 0.18, 0.24, 0.3))
     assert depth_rates(4, 0.3, "uniform", 2) == (0.0, 0.0, 0.3, 0.3)
     assert depth_rates(3, 0.0, "linear", 1) == (0.0, 0.0, 0.0)

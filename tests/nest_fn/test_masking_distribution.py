@@ -1,4 +1,4 @@
-"""The distribution of masks against a slow loop written from the description (spec 3), with draws of its own.
+"""The distribution of masks against a slow loop written from reference 3, with draws of its own.
 
 Kolmogorov and Smirnov's distance of two samples: one of ``draw_mask``, one of the loop. Both are seeded, so that a test
 gives the same answer always; that the distance would show a probability 1.2 times as large is shown beside it.

@@ -1,4 +1,4 @@
-"""The model as a whole: shapes of the seed's forward, masks given and drawn, rows by name, what learns."""
+"""The model as a whole: shapes of the original forward, masks given and drawn, rows by name, what learns."""
 
 from __future__ import annotations
 

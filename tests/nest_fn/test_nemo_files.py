@@ -99,7 +99,7 @@ def test_an_archive_of_the_reference(tmp_path: Path, mode: str, prefix: str, roo
 
 
 def test_absent_keys_have_the_defaults_of_the_references_classes(tmp_path: Path) -> None:
-    """Not those of the recipe: 20 ms windows and a decoder without bias, for example (spec 1.2, 2-5)."""
+    """Not those of the recipe: 20 ms windows and a decoder without bias, for example (reference 1.2, 2 to 5)."""
     config = reference_config()
     for section in ("preprocessor", "masking", "quantizer", "decoder"):
         for name in ("window_size", "n_fft", "block_size", "mask_prob", "allow_overlap", "dist_fn", "use_bias"):

@@ -33,7 +33,7 @@ class Replayed(NamedTuple):
 
 
 def replay(case: Case, seed: int) -> list[Replayed | None]:
-    """The reference's draws for one batch, in the order of spec 7.5; None: the row is left alone."""
+    """The reference's draws for one batch, in the order of reference 7.5; None: the row is left alone."""
     draw, c = python_random.Random(seed), case.config["augmentation"]
     lengths = case.tensors["in/audio_len"].tolist()
     return [_replay_row(draw, c, row, lengths, case.tensors["in/noise_len"].tolist()) for row in range(len(lengths))]

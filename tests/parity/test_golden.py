@@ -1,4 +1,4 @@
-"""Appendix A of the reference specification: features, tokens, encoder, decoder and loss of one fixed signal."""
+"""The golden numbers (reference 12): features, tokens, encoder, decoder and loss of one fixed signal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Appendix A of the reference specification, what ``test_golden.py`` leaves: the encoder's front, and its variants."""
+"""The golden numbers (reference 12), what ``test_golden.py`` leaves: the encoder's front, and its variants."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small model and a batch of synthetic audio for the tests of the seed's interface."""
+"""A small model and a batch of synthetic audio for the tests of the original PureTorchSSLModel interface."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading audio: real files in many encodings, and the faults of the catalogue (A1-A10, B3, G4, G6)."""
+"""Reading audio: real files in many encodings, and faults A1 to A10, B3, G4, G6."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ def test_draws_depend_on_the_utterance_alone() -> None:
 
 
 def test_a_pool_makes_mixtures_independent_of_ranks_and_order() -> None:
-    """R2: the same mixtures on one rank, on two, and with the gathered rows in another order."""
+    """Level R2: the same mixtures on one rank, on two, and with the gathered rows in another order."""
     batch = make([500, 700, 600, 300, 650, 0])
     whole = augment(batch, MANY, KEY)["noisy_audio"]
     order = torch.tensor([5, 3, 1, 4, 0, 2])
@@ -186,7 +186,7 @@ def test_vmap_over_keys(name: str) -> None:
 
 @pytest.mark.parametrize("cfg", [NOISE, SPEECH, MANY], ids=["noise", "speech", "many"])
 def test_silence_adds_nothing(cfg: AugmentConfig) -> None:
-    """A12."""
+    """Faults A12."""
     batch = make([400, 400, 400], [400, 0, 1])
     batch["audio"][0], batch["noise"][2] = 0, 0
     noise = added(batch, cfg)

@@ -1,4 +1,4 @@
-"""The seed's three batch formats, and what is said about anything else."""
+"""The three batch formats of the original PureTorchSSLModel interface, and what is said about anything else."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIX = (AUDIO, LENGTHS, AUDIO * 0.1, LENGTHS, NOISY, LENGTHS)
 
 @dataclass
 class Noisy:
-    """As in the seed, with the fields it calls optional left open."""
+    """As in the original README, with the fields it calls optional left open."""
 
     audio: torch.Tensor
     audio_len: torch.Tensor

@@ -1,4 +1,7 @@
-"""A run's checkpoints: all comes back bit for bit, changes are refused by name, damage is noticed (B4, E3, E5, E8)."""
+"""A run's checkpoints: all comes back bit for bit, changes are refused by name, damage is noticed.
+
+Faults B4, E3, E5, E8.
+"""
 
 from __future__ import annotations
 

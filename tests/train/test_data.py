@@ -1,4 +1,7 @@
-"""Manifests to batches: content, determinism over workers and ranks, resume, bad files, noise (A11-A13, G1, R0-R2)."""
+"""Manifests to batches: content, determinism over workers and ranks, resume, bad files, noise.
+
+Faults A11 to A13, G1; levels R0 to R2.
+"""
 
 from __future__ import annotations
 

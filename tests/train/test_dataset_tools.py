@@ -1,4 +1,4 @@
-"""Scan, validate, describe and pack data sets (A5, A8, A11, G4)."""
+"""Scan, validate, describe and pack data sets (faults A5, A8, A11, G4)."""
 
 from __future__ import annotations
 

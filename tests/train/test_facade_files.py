@@ -1,4 +1,4 @@
-"""Checkpoints of the seed's interface: what is in them, what else is read, what is refused."""
+"""Checkpoints of the original PureTorchSSLModel interface: what is in them, what else is read, what is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Manifests: what is read, what is refused, and how (A1, A16, B1, B2, B5, G4)."""
+"""Manifests: what is read, what is refused, and how (faults A1, A16, B1, B2, B5, G4)."""
 
 from __future__ import annotations
 

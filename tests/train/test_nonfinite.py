@@ -1,4 +1,4 @@
-"""Updates that cannot be made: left out and counted, or the end of the run with a dump (D1, D2); memory (D3); D4."""
+"""Updates that cannot be made: left out and counted, or the end of the run with a dump (faults D1 to D4)."""
 
 from __future__ import annotations
 

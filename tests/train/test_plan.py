@@ -1,4 +1,7 @@
-"""The batch plan: nothing lost or repeated, one for all rank counts, static shapes, little padding (F5, R1, R2)."""
+"""The batch plan: nothing lost or repeated, one for all rank counts, static shapes, little padding.
+
+Faults F5; levels R1, R2.
+"""
 
 from __future__ import annotations
 

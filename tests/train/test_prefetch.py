@@ -1,4 +1,4 @@
-"""The thread pool: order, limits, errors, time-outs (G1, G2)."""
+"""The thread pool: order, limits, errors, time-outs (faults G1, G2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``nest-fn pretrain`` from outside: what it leaves behind, and that nothing but the config decides it (R0, R1, R2)."""
+"""``nest-fn pretrain`` from outside: what it leaves behind; nothing but the config decides it (levels R0 to R2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several processes train as one does: the same sums to rounding (R2), whole or cut into shards."""
+"""Several processes train as one does: the same sums to rounding (level R2), whole or cut into shards."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""``nest-fn pretrain`` over two ranks from outside: the run of one rank (R2), to the bit every time (R0, R1), and what
-each rank says when one of them is stopped, lost or started otherwise (F1 to F5, G5)."""
+"""``nest-fn pretrain`` over two ranks from outside: the run of one rank, to the bit every time, and what each rank
+says when one of them is stopped, lost or started otherwise (levels R0 to R2; faults F1 to F5, G5).
+"""
 
 from __future__ import annotations
 

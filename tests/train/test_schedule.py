@@ -1,4 +1,4 @@
-"""Learning rates against the numbers of the reference and formulas written out again (spec 6.4, Appendix A)."""
+"""Learning rates against the numbers of the reference and formulas written out again (reference 6.4, 12)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""The code blocks of the seed's own README, run on real audio. Where that file is absent, ``test_ssl_model.py`` and
-``test_facade_files.py`` cover its statements one by one."""
+"""The code blocks of the original PureTorchSSLModel README, run on real audio.
+
+Where that file is absent, ``test_ssl_model.py`` and ``test_facade_files.py`` cover its statements one by one.
+"""
 
 from __future__ import annotations
 
@@ -123,7 +125,7 @@ def test_the_yaml_as_it_stands() -> None:
 
 @pytest.mark.slow
 def test_training_on_real_audio_lowers_the_loss() -> None:
-    """Forty steps on one batch: through files, mixing, batches and the seed's loop."""
+    """Forty steps on one batch: through files, mixing, batches and the original README's loop."""
     cfg = Config.preset("tiny", ["optim={name: adamw, lr: 3e-3, sched: null}", "masking.mask_prob=0.03"])
     model = PureTorchSSLModel.from_config(cfg)
     optimizer, batch = create_optimizer(model, cfg), real_batches()[0]

@@ -1,4 +1,4 @@
-"""Tar shards against the standard library's ``tarfile``, and archives that mean harm (B5, B6)."""
+"""Tar shards against the standard library's ``tarfile``, and archives that mean harm (faults B5, B6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Utterances of any length from nothing to two seconds, loud or silent, through the whole loss (A11, A13, A14).
+"""Utterances of any length from nothing to two seconds, loud or silent, through the whole loss (faults A11, A13, A14).
 
 The loss and all gradients stay finite, no token is made of what is not there, and an utterance without samples is an
 error where manifests are read and a row without weight in the model.

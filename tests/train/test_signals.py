@@ -1,4 +1,4 @@
-"""Requests to stop, wherever they come: the run ends at once, saved, and goes on to the same bits (F1, F2)."""
+"""Requests to stop, wherever they come: the run ends at once, saved, and goes on to the same bits (faults F1, F2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The seed's interface, statement by statement: against the functional core, and inside torch's own machinery."""
+"""The original PureTorchSSLModel interface, statement by statement.
+
+Against the functional core, and inside torch's own machinery.
+"""
 
 from __future__ import annotations
 
@@ -432,7 +435,7 @@ def test_distributed_data_parallel_around_it() -> None:
             one(B).backward()
             descent.step()
     assert equal(dict(made.state_dict()), dict(alone.state_dict()))
-    value = made.compute_loss(*wrapped(**signals(B), apply_mask=True))  # the seed's keywords go through it too
+    value = made.compute_loss(*wrapped(**signals(B), apply_mask=True))  # the original keywords go through it too
     assert torch.equal(value, alone.compute_loss(*alone(**signals(B), apply_mask=True)))
 
 

@@ -1,4 +1,4 @@
-"""What surrounds a run (G2, G4, G6): storage that hangs, odd names, packages that are missing or do not fit.
+"""What surrounds a run (faults G2, G4, G6): storage that hangs, odd names, packages that are missing or do not fit.
 
 All through the command line, in a process of its own: one message, no traceback, an exit code of the kind of fault.
 """
@@ -82,7 +82,7 @@ def speech(folder: Path, names: list[str]) -> Path:
     return folder / "m.jsonl"
 
 
-# G2: storage ---------------------------------------------------------------------------------------------------------
+# faults G2: storage --------------------------------------------------------------------------------------------------
 
 
 def test_storage_that_hangs_ends_the_run(corpus: Corpus, tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_storage_that_hangs_ends_the_run(corpus: Corpus, tmp_path: Path) -> None
     assert main([*argv, "trainer.max_steps=2"]) == 0
 
 
-# G4: names -----------------------------------------------------------------------------------------------------------
+# faults G4: names ----------------------------------------------------------------------------------------------------
 
 
 def deep(folder: Path, length: int = 3500) -> Path:
@@ -184,7 +184,7 @@ def test_a_run_folder_in_a_read_only_folder(tmp_path: Path) -> None:
     assert f"run folder {closed / 'run'}: Permission denied; choose another with --folder." in message(done, 2)
 
 
-# G6: packages --------------------------------------------------------------------------------------------------------
+# faults G6: packages -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ def linear(width: int = 3) -> torch.nn.Module:
 
 
 def torch_trace(made: Any, cfg: Any, batches: list[Any]) -> list[torch.Tensor]:
-    """The loop of the seed."""
+    """The loop of the original README."""
     optimizer = create_optimizer(made, cfg)
     scheduler = create_scheduler(optimizer, cfg)
     losses = []
@@ -189,7 +189,7 @@ def test_no_scheduler_where_the_rate_is_constant(sched: str) -> None:
 
 @pytest.mark.parametrize("name", ["NoamAnnealing", "noam", "noamannealing"])
 def test_a_peak_under_min_lr_warns(name: str) -> None:
-    """The seed's own example: 1e-4 is Noam's factor there, and the rate ends at ``min_lr``."""
+    """The original README's example: 1e-4 is Noam's factor there, and the rate ends at ``min_lr``."""
     sched = {"name": name, "d_model": 512, "warmup_steps": 3, "min_lr": "1e-6"}
     cfg = {"optim": {"lr": "1e-5", "sched": sched}}
     optimizer = create_optimizer(linear(), cfg)

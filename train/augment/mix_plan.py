@@ -1,9 +1,9 @@
-"""What is mixed into each utterance, from where and to where: all draws of spec 7.5, as small tensors ``[B, S]``.
+"""What is mixed into each utterance, from where and to where: all draws of reference 7.5, as small tensors ``[B, S]``.
 
 A row's draws are the words of one key made from its utterance, so they depend on no worker, rank, order or batch. Only
 which utterance a drawn speaker *is* depends on who else is there: speakers are counted in the order of ``row`` among
 the rows of the pool that count. A pool that holds the whole batch of all ranks and micro-batches thus gives the same
-mixtures however the batch is cut, and in whatever order its rows come. Q-numbers are quirks, spec 10.4.
+mixtures however the batch is cut, and in whatever order its rows come.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""From a batch as it was read to what the model hears: noise, other speakers and rooms, mixed on the device (spec 7.5).
+"""From a batch as it was read to what the model hears: noise, other speakers and rooms, mixed on the device.
 
 A pure function of the batch and a key that never waits for the device and compiles into one graph. Each row draws from
 ``fold_in(key, utterance)``; ``mix_plan.py`` says what. Energies are sums over the row's whole length, the silence
 outside of the parts included, so the ratio drawn is exactly the ratio heard. Where the row or the mixture is silent,
 nothing is added.
 
-Other than in the reference: rows left alone stay clean (Q32; ``keep_raw_noise`` keeps their noise), the noisy signal is
-always as long as the clean one (Q34), no split fails (Q33), rows of weight 0 neither get nor give anything. One part
+Follows reference 7.5, except: rows left alone stay clean (Q32; ``keep_raw_noise`` keeps their noise), the noisy signal
+is always as long as the clean one (Q34), no split fails (Q33), rows of weight 0 neither get nor give anything. One part
 with a drawn mix rate stands for the reference's single-segment class, except for its level, which that class takes from
 the whole source, heard or not.
 """
@@ -148,7 +148,7 @@ def _wants_indices(x: Tensor) -> bool:
 
 
 def _gain(speech_norm: Tensor, added: Tensor, mixed: Tensor, ratio: Tensor) -> Tensor:
-    """Factor of ``added`` (int16 steps, ``[..., N]``) that puts speech ``ratio`` dB above it; always finite (A12)."""
+    """Factor of ``added`` (int16 steps, ``[..., N]``) that puts speech ``ratio`` dB above it; finite (faults A12)."""
     norm = torch.linalg.vector_norm(added, dim=-1)
     exact = speech_norm * torch.pow(10.0, -ratio / 20) / torch.where(norm > 0, norm, 1.0)
     return torch.where(mixed, exact, _SCALE)

@@ -1,9 +1,10 @@
 """The noise pool: int16 clips in memory up to a budget, the rest read from disk when they are drawn.
 
-The rule (spec 7.3, with Q31 mended): for an utterance of ``n`` samples draw a clip, each alike, and, if it is longer
-than ``n``, where to begin, each place alike. A crop without energy (all samples 0) is drawn again, up to 10 times;
-then it stays zeros of length ``n``. A clip shorter than ``n`` is taken whole with its own length: whoever mixes it
-repeats it. All draws are words of (seed, ``noise_choice``, epoch, utterance), so they depend on nothing else.
+The rule (reference 7.3, without Q31): for an utterance of ``n`` samples draw a clip, all equally likely, and, if it is
+longer than ``n``, where to begin, all places equally likely. A crop without energy (all samples 0)
+is drawn again, up to 10 times; then it stays zeros of length ``n``. A clip shorter than ``n`` is taken whole with its
+own length, and repeated when it is mixed. All draws are words of (seed, ``noise_choice``, epoch, utterance), so they
+depend on nothing else.
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@ not depend on how many there are, and a run resumes at (epoch, batch) without a 
 device: here an utterance only gets its noise beside it. Rows are int16 from file to device.
 
 An utterance shorter than ``min_audio`` is filled up to it with silence (``pad``) or by repeating itself (``repeat``),
-and counts as long as that (spec 7.2, Q30). An empty row of the plan, a bad one under ``on_error=zero_weight``, or a
-silent one under ``skip_silent``, has ``audio_len`` 0 and ``weight`` 0: plan, ranks and resume do not notice.
+and its length is then ``min_audio`` (reference 7.2, Q30). An empty row of the plan, a bad one under
+``on_error=zero_weight``, or a silent one under ``skip_silent``, has ``audio_len`` 0 and ``weight`` 0: it keeps its
+place in the plan, so that ranks and resume see the same rows.
 """
 
 from __future__ import annotations

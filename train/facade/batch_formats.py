@@ -1,4 +1,4 @@
-"""A batch in any of the formats that the seed's interface takes -> the mapping that ``nest_fn.model`` reads.
+"""A batch in any format of the original PureTorchSSLModel interface -> the mapping that ``nest_fn.model`` reads.
 
 An object with the attributes ``audio``, ``audio_len``, ``noisy_audio``, ``noisy_audio_len`` (a dataclass, a named
 tuple, the reference's AudioNoiseBatch with its ``sample_id``); a tuple ``(audio, audio_len, noise, noise_len,

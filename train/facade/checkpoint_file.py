@@ -1,4 +1,4 @@
-"""What ``PureTorchSSLModel`` reads and writes: the seed's dictionary in one file of ``torch.save`` (spec 11).
+"""The files of ``PureTorchSSLModel``: one dictionary, as its original interface has it (reference 11).
 
     {"model_state_dict", "config", "epoch", "step", "optimizer_state_dict"?, "seed", "counter"}
 

@@ -1,4 +1,4 @@
-"""``PureTorchSSLModel``, the seed's interface: an ``nn.Module`` that mirrors the functional core and computes nothing.
+"""The original PureTorchSSLModel interface: an ``nn.Module`` that mirrors the functional core and computes nothing.
 
     from nest_fn import PureTorchSSLModel, create_optimizer, create_scheduler
 
@@ -72,9 +72,9 @@ class PureTorchSSLModel(nn.Module):
     ) -> None:  # fmt: skip
         """A new model. ``overrides`` set any key of the config, e.g. ``["encoder.xscaling=false"]``.
 
-        ``window_size`` and ``window_stride`` are seconds, ``block_size`` frames of 10 ms. As in the seed there is no
-        dither, and one rate of ``dropout`` for all places; overrides go before both. ``seed`` (None: ``trainer.seed``,
-        0) gives the initial values and all draws. Raises ``ConfigError``.
+        ``window_size`` and ``window_stride`` are seconds, ``block_size`` frames of 10 ms. As in the original there is
+        no dither, and one rate of ``dropout`` for all places; overrides go before both. ``seed`` (None:
+        ``trainer.seed``, 0) gives the initial values and all draws. Raises ``ConfigError``.
         """
         given = locals()
         cfg = config_from_keywords({name: given[name] for name in KEYWORDS}).override(*overrides)

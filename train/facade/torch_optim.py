@@ -1,4 +1,4 @@
-"""The seed's ``create_optimizer`` and ``create_scheduler``: torch.optim objects with the trainer's arithmetic.
+"""``create_optimizer`` and ``create_scheduler`` of the original PureTorchSSLModel interface, as torch.optim objects.
 
 The kernels are those of ``optimizer.py``, the rates those of ``schedule.py``, so that a loop with these objects makes
 the same updates as the functional trainer, bit for bit.
@@ -55,7 +55,7 @@ def create_optimizer(model: nn.Module, cfg: Config | Mapping[str, Any]) -> Optim
 def create_scheduler(
     optimizer: Optimizer, cfg: Config | Mapping[str, Any], num_training_steps: int | None = None, *, step: int = 0
 ) -> LambdaLR | None:
-    """The schedule that ``optim.sched`` describes (spec 6.4), to be stepped after each update; None for a constant.
+    """The schedule that ``optim.sched`` describes (reference 6.4), stepped after each update; None for a constant.
 
     ``num_training_steps`` goes before ``sched.max_steps``. ``step`` says how many updates were made before, for a run
     that goes on. As everywhere here, a config without ``sched`` has NEST's Noam schedule, and ``sched: null`` none.

@@ -1,4 +1,4 @@
-"""Validation with fixed masks and fixed noise: its loss is comparable from pass to pass and run to run (spec Q46)."""
+"""Validation with fixed masks and fixed noise: its loss is comparable from pass to pass and run to run (Q46)."""
 
 from __future__ import annotations
 

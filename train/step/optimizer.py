@@ -55,7 +55,7 @@ class MomentumState(NamedTuple):
 def adamw(
     betas: tuple[float, float] = (0.9, 0.98), eps: float = 1e-8, weight_decay: float = 1e-3, decoupled: bool = True
 ) -> Optimizer:
-    """Adam with decay of all parameters, biases and norms too, as NEST has it (arXiv 1711.05101; spec 6.4).
+    """Adam with decay of all parameters, biases and norms too, as NEST has it (arXiv 1711.05101; reference 6.4).
 
     ``decoupled=False`` adds the decay to the gradient instead: torch.optim.Adam.
     """

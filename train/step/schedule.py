@@ -1,4 +1,4 @@
-"""Learning rates: ``step -> rate``, where ``step`` counts the optimizer updates done so far (spec 6.4)."""
+"""Learning rates: ``step -> rate``, where ``step`` counts the optimizer updates done so far (reference 6.4)."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ SECTION_INERT = {
     "sched": {"last_epoch", "monitor", "reduce_on_plateau"},
 }
 
-NO_TORCHAUDIO = "selects other conventions in the reference (spec 1.6); features come from torchaudio here anyway"
+NO_TORCHAUDIO = "selects other conventions (docs/reference.md, 1.6); features come from torchaudio here anyway"
 REFUSED_UNLESS_FALSE = {
     ("preprocessor", "use_torchaudio"): NO_TORCHAUDIO,
     ("preprocessor", "rng"): "cannot come from YAML; randomness comes from keys",

@@ -1,4 +1,4 @@
-"""Manifests: which utterances there are, where their audio is and how long it lasts (spec, section 7.1).
+"""Manifests: which utterances there are, where their audio is and how long it lasts (reference 7.1).
 
 A manifest is JSON lines. ``load_manifest`` reads one or several strictly, reports all bad lines at once, reads the
 headers of files without a ``duration``, filters by duration and keeps columns, so that a million lines fit. An

@@ -1,7 +1,7 @@
 """The lines of a manifest: JSON objects, one an utterance, each read strictly and every bad one reported.
 
 ``audio_filepath`` (or ``audio_filename``) is wanted; ``duration`` and ``offset`` are seconds; ``shard_id`` belongs to
-tar shards; every other key passes through untouched. Spec, section 7.1.
+tar shards; every other key passes through untouched (reference 7.1).
 """
 
 from __future__ import annotations
