@@ -28,7 +28,7 @@ class ConformerSpec(NamedTuple):
     relative: bool = True
     tied: bool = False  # u and v are the encoder's, not the layer's
     window: tuple[int, int] | None = None  # (left, right) of local attention
-    aligned: bool = False  # position scores of a lopsided window in their right place (Q47)
+    aligned: bool = False  # where left != right: position scores at the keys they belong to (Q47)
     global_tokens: int = 0
     global_spacing: int = 1
     global_separate: bool = False

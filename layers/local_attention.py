@@ -31,7 +31,7 @@ def local_attention(
     the window), and themselves look at all valid frames.
 
     Where left and right differ, the reference adds the position scores of the query's own frame and of frames after
-    it at the wrong end of the window; ``aligned`` puts them where they belong (Q47).
+    it at the wrong end of the window; ``aligned`` adds them to the right keys (Q47).
     """
     check_attention("local_attention", x, positions, valid, left + right + 1)
     query = split_heads(linear(params["query"], x), heads)

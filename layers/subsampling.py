@@ -56,7 +56,7 @@ def subsampled_length(length: Tensor | int, spec: SubsamplingSpec, frames: int) 
     if spec.kind is None:
         return length
     if spec.kind in STACKING:
-        # The batch's padding counts, so that a short row may be one frame shorter than alone (Q26).
+        # The batch's padding counts, so that a short row may have one frame less than it has alone (Q26).
         return (length + -frames % spec.factor) // spec.factor
     for _ in range(spec.stages):
         length = strided(length, *_geometry(spec))

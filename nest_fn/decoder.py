@@ -1,4 +1,4 @@
-"""The head that guesses tokens: one linear map for all classes of all books (reference 5)."""
+"""The head that predicts tokens: one linear map for all classes of all books (reference 5)."""
 
 from __future__ import annotations
 

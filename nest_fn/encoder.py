@@ -200,7 +200,7 @@ def _keys(key: Key, rows: Tensor, n_layers: int) -> EncoderKeys:
 def enter(
     biases: AttentionParams, x: Tensor, lengths: Tensor, cfg: EncoderConfig, key: Key | None, rows: Tensor | None
 ) -> tuple[Tensor, Surroundings, EncoderKeys | None]:
-    """What comes before the blocks: scale, add absolute positions where asked for, drop, look around; keys of the rest.
+    """What comes before the blocks: scaling, absolute positions where asked for, dropout, masks; and the blocks' keys.
 
     ``x [B, T, D]``; ``biases`` are those that all layers share, or empty; nothing is drawn if ``key`` is None.
     """

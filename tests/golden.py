@@ -1,4 +1,4 @@
-"""The fixed signal and weights of which the reference's golden numbers were taken (reference 12).
+"""The fixed signal and weights for which the reference's golden numbers were computed (reference 12).
 
 Their values are float32, their tensors float64: what is computed from them does not depend on a processor's float32.
 """

@@ -1,7 +1,7 @@
 """What must hold for a model before anything is allocated; ``check_training`` has the same for a run.
 
-Every function notes problems by key path; none raises. Reasons name the reference's quirk, Q1 to Q47,
-where there is one.
+Every function notes problems by key path; none raises. Reasons name the reference's quirk (Q1 to Q47) where there is
+one.
 """
 
 from __future__ import annotations

@@ -134,7 +134,7 @@ class EncoderConfig:
     stochastic_depth_start_layer: int = 1
     use_pytorch_sdpa: bool = False
     masked_batch_norm: bool = False  # True: padded frames are left out of batch statistics (Q27)
-    aligned_local_positions: bool = False  # True: a lopsided local window's position scores in their place (Q47)
+    aligned_local_positions: bool = False  # True: position scores at the right keys where left != right (Q47)
     detach_subsampling: bool = False  # True: post_conv as the reference, where subsampling never trains (Q18)
     compat: Compat = "current"
 

@@ -107,7 +107,7 @@ def test_local_is_the_loop(
 
 
 def test_lopsided_windows_differ_from_aligned_ones() -> None:
-    """Q47 is real, and only for lopsided windows."""
+    """Q47 matters where left and right differ, and only there."""
     x, valid = example(13)
     assert not torch.allclose(
         local(numbers(), x, valid, 4, 2), local(numbers(), x, valid, 4, 2, aligned=True), atol=1e-3

@@ -1,4 +1,4 @@
-"""The golden numbers (reference 12), what ``test_golden.py`` leaves: the encoder's front, and its variants."""
+"""The golden numbers (reference 12) that ``test_golden.py`` leaves out: subsampling, and variants of the encoder."""
 
 from __future__ import annotations
 

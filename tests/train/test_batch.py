@@ -1,4 +1,4 @@
-"""The three batch formats of the original PureTorchSSLModel interface, and what is said about anything else."""
+"""The three batch formats of the original PureTorchSSLModel interface, and the errors for anything else."""
 
 from __future__ import annotations
 

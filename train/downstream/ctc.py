@@ -1,7 +1,7 @@
 """Fine-tuning by CTC: a linear head over characters on a pre-trained encoder (Graves et al., ICML 2006).
 
 The loss is torch's, the edit distance torchaudio's. The encoder may be frozen for the first steps, then in evaluation
-mode throughout: no dropout, and its running statistics stand still (Q38).
+mode throughout: no dropout, and its running statistics do not change (Q38).
 """
 
 from __future__ import annotations

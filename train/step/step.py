@@ -188,7 +188,7 @@ def _update(
 
 
 def _trained(leaves: dict[str, Tensor], cfg: Config) -> dict[str, Tensor]:
-    """Parameters that have a gradient. Others are neither moved nor decayed, as in the reference (Q18)."""
+    """Parameters that have a gradient. Others are neither updated nor decayed, as in the reference (Q18)."""
     frozen = cfg.mask_position == "post_conv" and cfg.encoder.detach_subsampling
     return {path: leaf for path, leaf in leaves.items() if not (frozen and path.startswith("encoder.subsampling."))}
 

@@ -48,7 +48,7 @@ class Saved(NamedTuple):
     batch: int
     window: Sums
     skipped: int = 0  # updates in a row that were left out because they were not finite
-    valid_loss: float | None = None  # of the validation at this very step, nats; goes out, and comes back as None
+    valid_loss: float | None = None  # of the validation after this step, nats; written, but None when loaded
 
 
 def save(
