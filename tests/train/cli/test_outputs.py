@@ -1,0 +1,317 @@
+"""Every command that writes, at every kind of place that is taken: what was there survives, byte for byte."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from nest_fn import Config, init, key
+from nest_fn.checkpoint.model_files import load, save, save_file
+from nest_fn.errors import OutputError
+from nest_fn.files.lock import Lock
+from nest_fn.files.outputs import MARK, claim
+from nest_fn.interop.nemo_archive import write_nemo
+from nest_fn.train.cli.main import main
+from tests import unprivileged
+from tests.train.conftest import Corpus
+
+THESIS = "thesis.tex"
+Captured = pytest.CaptureFixture[str]
+
+
+class Writer(NamedTuple):
+    """A command that writes to ``{out}``, and whether that is a folder."""
+
+    words: str
+    folder: bool
+
+
+WRITERS = {
+    "convert to a folder": Writer("convert {model} {out}", True),
+    "convert to .nemo": Writer("convert {model} {out}.nemo", False),
+    "convert to .pt": Writer("convert {model} {out}.pt", False),
+    "convert to .safetensors": Writer("convert {model} {out}.safetensors", False),
+    "export": Writer("export {model} {out}.pt2 --static", False),
+    "extract": Writer("extract {model} {valid} --out {out}", True),
+    "tokenize": Writer("tokenize {model} {valid} --out {out}", True),
+    "finetune-ctc": Writer(
+        "finetune-ctc {model} data.train={text} data.valid={text} trainer.max_steps=1 --out {out}", True
+    ),
+    "data scan": Writer("data scan {audio} {out}.jsonl", False),
+    "data shard": Writer("data shard {valid} --shards 2 --out {out}", True),
+    "data synth": Writer("data synth {out} --minutes 0.05", True),
+    "demo": Writer("demo --folder {out}", True),
+    "bench": Writer("bench --out {out}.json --repeats 1", False),
+    "pretrain": Writer("pretrain -c tiny data.train={valid} trainer.max_steps=1 --folder {out}", True),
+}
+QUICK = [name for name in WRITERS if name not in ("data synth", "demo", "bench", "pretrain", "export")]
+
+
+@pytest.fixture(scope="module")
+def given(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Inputs of all commands: a tiny model, manifests, a folder of audio."""
+    folder = tmp_path_factory.mktemp("given")
+    cfg = Config.preset("tiny")
+    save(folder / "model", *init(key(0), cfg), cfg)
+    audio = Path(corpus.valid).parent
+    lines = [json.loads(line) for line in Path(corpus.valid).read_text().splitlines()]
+    texts = [line | {"text": "a", "audio_filepath": str(audio / line["audio_filepath"])} for line in lines]
+    (folder / "text.jsonl").write_text("".join(json.dumps(line) + "\n" for line in texts))
+    return {"model": str(folder / "model"), "valid": corpus.valid, "audio": str(audio), "text": f"{folder}/text.jsonl"}
+
+
+def suffix(name: str) -> str:
+    word = next(word for word in WRITERS[name].words.split() if "{out}" in word)
+    return word.partition("{out}")[2]
+
+
+def command(name: str, given: dict[str, str], out: Path) -> list[str]:
+    """The words, for an output at exactly ``out``."""
+    stem = str(out).removesuffix(suffix(name))
+    return [word.format(out=stem, **given) for word in WRITERS[name].words.split()]
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    """Every file, folder and link below, with its content."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        kind = f"link {os.readlink(path)}" if path.is_symlink() else "folder" if path.is_dir() else "special"
+        if path.is_file() and not path.is_symlink():
+            kind = hashlib.sha256(path.read_bytes()).hexdigest()
+        found[str(path.relative_to(folder))] = kind
+    return found
+
+
+def precious(place: Path) -> None:
+    place.mkdir(parents=True)
+    (place / THESIS).write_text("years of work")
+
+
+@contextmanager
+def _file(out: Path) -> Iterator[None]:
+    out.write_text("years of work")
+    yield
+
+
+@contextmanager
+def _folder(out: Path) -> Iterator[None]:
+    precious(out)
+    yield
+
+
+@contextmanager
+def _live_run(out: Path) -> Iterator[None]:
+    precious(out)
+    (out / "checkpoints").mkdir()
+    (out / "config.yaml").write_text("a: 1")
+    lock = Lock(out / "lock")
+    assert lock.take() is None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _link_to_a_folder(out: Path) -> Iterator[None]:
+    precious(out.parent / "elsewhere")
+    out.symlink_to("elsewhere")
+    yield
+
+
+@contextmanager
+def _link_to_a_file(out: Path) -> Iterator[None]:
+    (out.parent / THESIS).write_text("years of work")
+    out.symlink_to(THESIS)
+    yield
+
+
+@contextmanager
+def _dangling_link(out: Path) -> Iterator[None]:
+    out.symlink_to("nowhere")
+    yield
+
+
+@contextmanager
+def _current_folder(out: Path) -> Iterator[None]:
+    precious(out)
+    before = Path.cwd()
+    os.chdir(out)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+@contextmanager
+def _pipe(out: Path) -> Iterator[None]:
+    os.mkfifo(out)
+    yield
+
+
+PLACES: dict[str, Callable[[Path], object]] = {
+    "a file": _file,
+    "somebody's folder": _folder,
+    "a live run": _live_run,
+    "a link to a folder": _link_to_a_folder,
+    "a link to a file": _link_to_a_file,
+    "a dangling link": _dangling_link,
+    "the current folder": _current_folder,
+    "a pipe": _pipe,
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", WRITERS)
+def test_what_stands_there_survives(
+    name: str, place: str, given: dict[str, str], tmp_path: Path, capsys: Captured
+) -> None:
+    out = tmp_path / f"out{suffix(name)}"
+    made = PLACES[place](out)
+    with made:  # type: ignore[attr-defined]
+        before = snapshot(tmp_path)
+        for more in ([], ["--overwrite"]):
+            if more and name in ("demo", "pretrain"):
+                continue
+            code = main([*command(name, given, out), *more])
+            told = capsys.readouterr().err.strip().splitlines()
+            assert snapshot(tmp_path) == before
+            assert code in (2, 4), told
+            assert len(told) == 1 and told[0].startswith("error: ") and "out" in told[0], told
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_the_input_is_no_output(name: str, given: dict[str, str], tmp_path: Path, capsys: Captured) -> None:
+    """Also under another name: by a link, or as a folder that holds it."""
+    copied = tmp_path / f"model{suffix(name)}"
+    params, state, cfg = load(given["model"])
+    if suffix(name) in ("", ".jsonl"):
+        save(tmp_path / "model", params, state, cfg)
+        copied = tmp_path / "model"
+    else:
+        (write_nemo if suffix(name) == ".nemo" else save_file)(copied, params, state, cfg)
+    before = snapshot(tmp_path)
+    inputs = given | {"model": str(copied), "audio": str(copied)}
+    for more in ([], ["--overwrite"]):
+        assert main([*command(name, inputs, copied), *more]) in (2, 3)
+        assert len(capsys.readouterr().err.strip().splitlines()) == 1
+        assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_the_same_again_is_done_and_another_is_refused(
+    name: str, given: dict[str, str], tmp_path: Path, capsys: Captured
+) -> None:
+    out = tmp_path / f"out{suffix(name)}"
+    assert main(command(name, given, out)) in (0, 3)
+    first = snapshot(tmp_path)
+    assert main(command(name, given, out)) in (0, 3)  # 3: a scan tells of files that it left out
+    assert snapshot(tmp_path) == first
+    capsys.readouterr()
+    mark = out / MARK if out.is_dir() else tmp_path / f".{out.name}.{MARK}"
+    content = json.loads(mark.read_text())
+    content["origin"]["version of the test"] = 1  # as of another model, manifest or setting
+    mark.write_text(json.dumps(content))
+    assert main(command(name, given, out)) == 2
+    assert "was made of something else" in capsys.readouterr().err
+    assert main([*command(name, given, out), "--overwrite"]) in (0, 3)
+    again = snapshot(tmp_path)
+    if "safetensors" in name:  # the package writes its texts in any order
+        first, again = dict.fromkeys(first, ""), dict.fromkeys(again, "")
+    assert again == first
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_overwriting_takes_nothing_that_came_later(
+    name: str, given: dict[str, str], tmp_path: Path, capsys: Captured
+) -> None:
+    out = tmp_path / f"out{suffix(name)}"
+    assert main(command(name, given, out)) in (0, 3)
+    if out.is_dir():
+        (out / "deep").mkdir()
+        (out / "deep" / THESIS).write_text("years of work")
+    else:
+        out.write_bytes(out.read_bytes() + b"years of work")
+    before = snapshot(tmp_path)
+    capsys.readouterr()
+    assert main([*command(name, given, out), "--overwrite"]) == 2
+    assert (THESIS if out.is_dir() else "was changed since") in capsys.readouterr().err
+    assert snapshot(tmp_path) == before
+
+
+def test_save_replaces_a_checkpoint_and_nothing_else(tmp_path: Path) -> None:
+    cfg = Config.preset("tiny")
+    model = (*init(key(0), cfg), cfg)
+    for write, name in ((save, "a"), (save_file, "a.pt"), (save_file, "a.safetensors"), (write_nemo, "a.nemo")):
+        write(tmp_path / name, *model)
+        with pytest.raises(OutputError, match="is there already"):
+            write(tmp_path / name, *model)
+        write(tmp_path / name, *model, overwrite=True)
+        other = tmp_path / f"other{name}"
+        precious(other) if name == "a" else other.write_text("years of work")
+        with pytest.raises(OutputError, match="other"):
+            write(other, *model, overwrite=True)
+    assert (tmp_path / "othera" / THESIS).read_text() == (tmp_path / "othera.pt").read_text() == "years of work"
+    (tmp_path / "a" / THESIS).write_text("years of work")
+    with pytest.raises(OutputError, match="also holds thesis.tex"):
+        save(tmp_path / "a", *model, overwrite=True)
+
+
+def test_a_leftover_of_somebody_else_stays(tmp_path: Path) -> None:
+    """``.a.old`` is the name that a former version has for a moment."""
+    cfg = Config.preset("tiny")
+    model = (*init(key(0), cfg), cfg)
+    save(tmp_path / "a", *model)
+    precious(tmp_path / ".a.old")
+    with pytest.raises(OutputError):
+        save(tmp_path / "a", *model, overwrite=True)
+    assert (tmp_path / ".a.old" / THESIS).exists() and load(tmp_path / "a")
+
+
+FULL = """
+import resource, sys
+import nest_fn.train.cli.main as cli
+resource.setrlimit(resource.RLIMIT_FSIZE, (300, resource.RLIM_INFINITY))
+import signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("name", [name for name in QUICK if name != "finetune-ctc"] + ["export"])
+def test_a_full_disk_is_one_line_and_leaves_no_half_file(name: str, given: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / f"out{suffix(name)}"
+    words = [sys.executable, "-c", FULL, *command(name, given, out)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, cwd=Path(__file__).parents[3])
+    told = done.stderr.strip().splitlines()
+    assert done.returncode in (1, 4) and len(told) == 1 and "out" in told[0] and "File too large" in told[0], told
+    left = [path for path in tmp_path.rglob("*") if path != out]
+    assert left in ([], [out / MARK]) and (left or not out.exists())  # the mark may still have found room
+
+
+def test_a_folder_that_cannot_be_written_to(given: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0o500)
+    script = "import sys; from nest_fn.train.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    out = tmp_path / "closed" / "out"
+    words = [*unprivileged.command_prefix(), sys.executable, "-c", script, *command("convert to a folder", given, out)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, cwd=Path(__file__).parents[3])
+    if done.returncode == unprivileged.REFUSED:
+        pytest.skip("root may not give up its capabilities here, and so writes into read-only folders")
+    assert done.returncode == 2 and "closed cannot be written to" in done.stderr
+
+
+def test_claim_touches_nothing(tmp_path: Path) -> None:
+    place = claim(tmp_path / "a" / "b", {"command": "x"}, folder=True)
+    assert not place.begun and not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="file is no folder"):
+        claim(tmp_path / "file" / "b", {"command": "x"}, folder=True)
