@@ -29,6 +29,8 @@ from nest_fn.layers.tree import check_same, fill, flatten
 from nest_fn.train.run.context import INIT, TRAIN, VALID
 from tests.train.facade.facade_cases import SMALL, batch, config, equal, model, signals, snapshot
 
+ROUNDING = 64 * 2.0**-24  # of the values: as many roundings as a path through the tiny model adds up to
+
 B = batch()
 
 
@@ -363,12 +365,13 @@ def test_functional_call_runs_on_the_given_parameters() -> None:
     value = functional_call(made, parameters(other) | buffers, (B,))
     assert made.counter.tolist() == [0, 0]  # the given buffers took the place of its own
     assert buffers["counter"].tolist() == [1, 0]
-    assert torch.equal(value, other.training_step(B))
+    # With and without a graph of gradients, libraries may choose other kernels, and round otherwise.
+    torch.testing.assert_close(value, other.training_step(B), rtol=ROUNDING, atol=0)
     out = functional_call(made.eval(), parameters(other), (), signals(B))
     with torch.no_grad():
         wanted = copy.deepcopy(made)
         wanted.load_state_dict(parameters(other), strict=False)
-        assert torch.equal(out.log_probs, wanted(**signals(B)).log_probs)
+        torch.testing.assert_close(out.log_probs, wanted(**signals(B)).log_probs, rtol=0, atol=ROUNDING * 10)
 
 
 def test_func_grad_is_the_gradient_and_leaves_the_model_alone() -> None:
