@@ -16,7 +16,7 @@ $(READY): pyproject.toml constraints.txt
 test: $(READY) ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
-check: $(READY) ## style, types, the customs of the house
+check: $(READY) ## style, types, the conventions of docs/design.md
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -1,4 +1,4 @@
-"""The customs of the house (docs/design.md), read from the source; each rule is also shown to fire."""
+"""The conventions of docs/design.md, read from the source; each rule is also shown to fire."""
 
 from __future__ import annotations
 

@@ -164,7 +164,7 @@ def _noise_parts(noise_len: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tenso
 def _speech_parts(
     firsts: Tensor, again: Tensor, mates: Tensor, speakers: Tensor, size: Tensor, pool_len: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same for other speakers: each in turn, then anyone; a stretch of a longer one, or a shorter one repeated."""
+    """The same for interfering speakers: each drawn one once, then any; long signals are cropped, short ones repeat."""
     places = torch.arange(size.shape[1], device=size.device)
     anyone = integer(again, 0, speakers[:, None].clamp(min=1))
     mate = mates.gather(-1, torch.where(places < speakers[:, None], places, anyone).clamp(max=mates.shape[1] - 1))

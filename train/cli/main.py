@@ -83,7 +83,7 @@ def _one_of_several() -> bool:
 
 
 def _ended(code: int) -> int:
-    """A rank that failed goes at once: the engine's own farewell may wait for one that is lost."""
+    """A failed rank exits immediately: the teardown of a process group can block on a lost peer."""
     if _one_of_several():
         finish_standard_streams()
         os._exit(code)

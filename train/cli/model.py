@@ -47,7 +47,7 @@ def add_commands(commands: Any) -> None:
     tokenize = _add(commands, "tokenize", _tokenize, "write the quantizer's tokens and the decoder's guesses")
     _add_model_arguments(tokenize)
     tokenize.add_argument("--format", choices=("npy", "npz", "safetensors"), default="npz", help="of the files")
-    probe = _add(commands, "probe", _probe, "what a linear map reads off a trained encoder")
+    probe = _add(commands, "probe", _probe, "accuracy of a linear probe on a trained encoder")
     probe.add_argument("checkpoint", type=option_types.path, help="a checkpoint, or a run folder: its newest")
     probe.add_argument(
         "--label", required=True, type=option_types.key, help="key of the manifests' lines, e.g. speaker"

@@ -152,7 +152,7 @@ def plan_stream(
 def _occurrences(
     count: int, weight: NDArray[np.float64] | None, seed: int, epoch: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Which utterances an epoch holds and the how-manieth time: index and copy.
+    """Which utterances an epoch holds: index, and copy, the number of the occurrence within the epoch.
 
     Utterance ``i`` with weight ``w`` has come ``floor(w e + u_i)`` times before epoch ``e``, the ``u_i`` being spread
     evenly over [0, 1) in a random order: so a weight of one half takes turns between two halves of the corpus.

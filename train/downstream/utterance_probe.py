@@ -1,4 +1,4 @@
-"""``nest-fn probe``: what a linear map reads off an encoder about whole utterances: digits, speakers, any label.
+"""``nest-fn probe``: the accuracy of a linear probe on whole utterances: digits, speakers, any label.
 
 Features are means over the frames of one layer. The layer and the penalty are chosen on a quarter of the training
 utterances, the probe is fitted on all of them, and the test manifest is touched once.

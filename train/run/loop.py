@@ -129,7 +129,7 @@ def _batches(run: Run, dataset: Dataset, stop: StopRequest, **place: int) -> Ite
 
 
 def _settle(run: Run, progress: Progress, evaluate: Any, stop: StopRequest) -> None:
-    """What the interrupted run still owed for its last step: a validation, and its loss in the checkpoint."""
+    """Run the validation or the save that was due when the run stopped."""
     if progress.ts.step == 0:
         return
     found = run.ranks.from_first(run.folder.validation(progress.ts.step) if run.ranks.first else None)

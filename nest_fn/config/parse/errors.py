@@ -64,7 +64,7 @@ class Problems:
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.written: dict[str, str] = {}
-        self.unused: list[str] = []  # remarks on keys that are read for nothing
+        self.unused: list[str] = []  # remarks on keys that have no effect here
 
     def name(self, path: str) -> str:
         """The path as the user wrote it: the longest known prefix is translated back."""

@@ -1,4 +1,4 @@
-"""The reference's YAML read as ours: where its sections differ, what of it says nothing here, what is refused and why.
+"""The reference's YAML read as ours: where its sections differ, which keys are ignored, what is refused and why.
 
 Read: ``train_ds``, ``validation_ds`` and ``batch_augmentor`` (as ``data``), a Lightning ``trainer``, ``_target_``
 lines, ``normalize`` given as fixed statistics, ``NoamAnnealing`` and ``CosineAnnealing``. Dropped without effect, and
