@@ -1,7 +1,5 @@
 """``python -m nest_fn.train``: the same as ``nest-fn``, for torchrun."""
 
-import sys
+from .cli.main import process
 
-from .cli.main import main
-
-sys.exit(main())
+process()

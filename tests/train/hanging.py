@@ -43,7 +43,7 @@ def hanging(pattern: str) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    from nest_fn.train.cli.main import main
+    from nest_fn.train.cli.main import process
 
     with hanging(sys.argv.pop(1)):
-        sys.exit(main(sys.argv[1:]))
+        process()

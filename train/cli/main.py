@@ -7,10 +7,11 @@ import errno
 import os
 import shlex
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from nest_fn.config import Config, ConfigError
 from nest_fn.config.writer import to_text
@@ -28,6 +29,23 @@ printed, for their reader went away; a command whose product is a file goes on w
 _MISNAMED = (  # what was named cannot be read or written at all: a fault of the line, not of the machine
     errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EROFS,
 )  # fmt: skip
+
+
+def process() -> NoReturn:
+    """``nest-fn`` as a process: one command, and its exit code."""
+    leave(main())
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with an exit code.
+
+    A thread that still works, as a loader's that reads ahead, would be cut off inside of C++ code when the interpreter
+    is finalised, and that aborts the process: 134 in place of its code. Nothing is left to do by then but to go.
+    """
+    if threading.active_count() > 1:
+        finish_standard_streams()
+        os._exit(code)
+    sys.exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

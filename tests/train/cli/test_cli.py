@@ -21,6 +21,8 @@ from tests.train.run.test_pretrain import words
 
 Captured = pytest.CaptureFixture[str]
 
+ROOT = Path(__file__).resolve().parents[3]
+
 
 def _error(argv: list[str], code: int, captured: Captured) -> str:
     """The one message of a command that fails with this code."""
@@ -214,3 +216,25 @@ def test_module_and_help() -> None:
     done = subprocess.run([sys.executable, "-m", "nest_fn.train", "--help"], capture_output=True, text=True, check=True)
     for name in ("pretrain", "replay", "data", "config", "doctor", "bench", "demo", "exit codes"):
         assert name in done.stdout
+
+
+AT_WORK = """
+import threading, time, torch
+from nest_fn.train.cli.main import leave
+
+def work():
+    while True:
+        torch.sort(torch.arange(3_000_000).flip(0))
+
+for _ in range(3):
+    threading.Thread(target=work, daemon=True).start()
+time.sleep(0.5)
+print("told")
+leave(75)
+"""
+
+
+def test_threads_at_work_change_no_exit_code() -> None:
+    """By ``sys.exit`` this process aborts: its threads come back from C++ to an interpreter that is gone."""
+    done = subprocess.run([sys.executable, "-c", AT_WORK], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (75, "told\n"), done.stderr
