@@ -26,12 +26,13 @@ from typing import Any
 
 from nest_fn.errors import OutputError
 
-from .atomic import anything, is_temporary, remove, replacing
+from .atomic import Replaces, is_temporary, remove, replacing
 from .inputs import read_plain
 from .lock import holder
 from .quoting import clip, shown
 
 MARK = "origin.json"
+_CHANGED = "was changed since it was written"
 Origin = Mapping[str, Any]
 """What an output was made by and of, as values for JSON: ``command``, ``version``, digests of inputs, settings."""
 
@@ -73,18 +74,26 @@ def claim(
     mark = _read_mark(mark_of(place.path, folder))
     if mark is None:
         raise OutputError(f"{path}: {contents(path)}; nothing there was touched: choose another name.")
-    differs = _difference(mark["origin"], place.origin)
-    if differs is None and not overwrite:
-        return replace(place, begun=True, done=bool(mark.get("done")))
+    differs, done = _difference(mark["origin"], place.origin), bool(mark.get("done")) and _is_whole(path, mark)
+    if differs is None and not (overwrite and done):
+        if not folder and not done:
+            raise OutputError(f"{path}: {_CHANGED}; nothing there was touched: choose another name.")
+        return replace(place, begun=True, done=done)
     if not overwrite:
         raise OutputError(f"{path}: was made of something else ({differs}): choose another name, or --overwrite it.")
-    return replace(place, replaced=_replaceable(path, mark, folder))
+    obstacle = _obstacle(path, mark)
+    if obstacle is not None:
+        raise OutputError(f"{path}: {obstacle}; nothing there was touched: choose another name.")
+    return replace(place, replaced=tuple(sorted({*map(str, mark["files"]), *([MARK] if folder else [])})))
 
 
 def begin(place: Place, files: Iterable[str] | None = None) -> None:
     """Make the folder and its mark, in place of what gives way. ``files``: all that will stand there, if known."""
     for name in place.replaced or ():
         remove(place.path / name)
+        for folder in (place.path / name).relative_to(place.path).parents:
+            with suppress(OSError):  # something is still in it
+                (place.path / folder).rmdir()
     absent = [folder for folder in (place.path, *place.path.parents) if not folder.exists()]
     try:
         place.path.mkdir(parents=True, exist_ok=True)
@@ -104,8 +113,8 @@ def finish(place: Place, files: Iterable[str]) -> None:
 @contextmanager
 def written(place: Place, room: int = 0) -> Iterator[Path]:
     """A path for the block to make a file (or a folder) at; it and its mark are in place when the block ends well."""
-    replaces = anything if place.replaced is not None or place.begun else None
-    with replacing(place.path, room, place.folder, replaces) as temporary:
+    taken = place.replaced is not None or place.begun
+    with replacing(place.path, room, place.folder, _still_ours(place.folder) if taken else None) as temporary:
         if place.folder:
             temporary.rmdir()  # the block makes it
         yield temporary
@@ -167,27 +176,37 @@ def _difference(old: Origin, new: Origin) -> str | None:
     return None
 
 
-def _replaceable(path: Path, mark: Mapping[str, Any], folder: bool) -> tuple[str, ...]:
-    """The files that give way. Raises ``OutputError`` where anything is there that the mark does not list."""
-    listed = mark.get("files")
-    if not isinstance(listed, list):
-        raise OutputError(
-            f"{path}: was not finished, so not all in it is known to be ours; remove it, or choose another."
-        )
-    if not folder:
-        if mark.get("sha256") != _sha256(path):
-            raise OutputError(f"{path}: was changed since it was written; remove it yourself, or choose another name.")
-        return (path.name,)
-    ours = {*map(str, listed), MARK}
+def _is_whole(path: Path, mark: Mapping[str, Any]) -> bool:
+    """Whether all that a finished output's mark lists is there; a file, with the bytes that were written."""
+    if path.is_dir():
+        return all((path / str(name)).exists() for name in mark.get("files") or ())
+    return bool(mark.get("sha256") == _sha256(path))
+
+
+def _obstacle(path: Path, mark: Mapping[str, Any]) -> str | None:
+    """Why an output must not give way: anything is there that its mark does not list. None if it may."""
+    if not isinstance(mark.get("files"), list):
+        return "was not finished, so not all in it is known to be ours"
+    if not path.is_dir():
+        return None if _is_whole(path, mark) else _CHANGED
+    ours = {*map(str, mark["files"]), MARK}
     for where, folders, names in os.walk(path):
         inside = os.path.relpath(where, path)
         for name in (*names, *(one for one in folders if os.path.islink(os.path.join(where, one)))):
             relative = os.path.normpath(os.path.join(inside, name))
             if relative not in ours and not is_temporary(name):
-                raise OutputError(
-                    f"{path}: also holds {shown(relative)}, which was not written with it; move that first."
-                )
-    return tuple(sorted(ours))
+                return f"also holds {shown(relative)}, which was not written with it"
+    return None
+
+
+def _still_ours(folder: bool) -> Replaces:
+    """For ``replacing``: the same judgement again, for somebody may have put something there meanwhile."""
+
+    def judge(path: Path) -> str | None:
+        mark = _read_mark(mark_of(path, folder))
+        return contents(path) if mark is None else _obstacle(path, mark)
+
+    return judge
 
 
 def _read_mark(path: Path) -> dict[str, Any] | None:

@@ -62,10 +62,10 @@ def add_commands(commands: Any) -> None:
 
 
 def _finetune(args: argparse.Namespace) -> None:
-    from nest_fn.checkpoint.folder import versions, write_checkpoint
+    from nest_fn.checkpoint.folder import META, own_checkpoint, read_meta, versions, write_checkpoint
     from nest_fn.config.writer import to_text
     from nest_fn.files.atomic import anything, replacing
-    from nest_fn.files.outputs import MARK, begin, claim, finish
+    from nest_fn.files.outputs import begin, claim, finish
     from nest_fn.interop.convert import model_digest
     from nest_fn.layers import random
     from nest_fn.model import init
@@ -95,10 +95,9 @@ def _finetune(args: argparse.Namespace) -> None:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
         trees = {"params": made.params, "state": made.state, "head": made.head}
         meta = {"step": step, "tokens": list(made.alphabet.tokens)}
-        write_checkpoint(out / "model", trees, cfg.to_dict(), meta, replaces=anything)
+        write_checkpoint(out / "model", trees, cfg.to_dict(), meta, replaces=own_checkpoint)
         tell(f"step {step}/{cfg.trainer.max_steps}  loss {rates.loss:.4f}  CER {rates.cer:.3f}  WER {rates.wer:.3f}")
-    files = [path.relative_to(out).as_posix() for path in sorted(out.rglob("*")) if path.is_file()]
-    finish(place, [name for name in files if name != MARK])
+    finish(place, ["metrics.jsonl", f"model/{META}", *(f"model/{name}" for name in read_meta(out / "model")["files"])])
 
 
 def _refuse_in_vain(before: Config, after: Config, scratch: bool) -> None:

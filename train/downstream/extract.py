@@ -99,7 +99,7 @@ def _write_all(
     """Write what is missing, batch by batch, then the index."""
     if form not in FORMATS:
         raise UsageError(f"extract: no format is called '{form}'; use one of {', '.join(FORMATS)}")
-    origin = {**facts, "format": form, "model": model_digest(*model), "data": dataset.digest, **versions()}
+    origin = {**facts, "format": form, "model": model_digest(*model), "data": dataset.manifest.digest, **versions()}
     place = claim(out, origin, folder=True, inputs=dataset.manifest.files, overwrite=overwrite)
     names = _names(dataset, form)
     begin(place, [*names, INDEX])

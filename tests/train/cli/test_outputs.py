@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -18,9 +18,12 @@ from nest_fn import Config, init, key
 from nest_fn.checkpoint.model_files import load, save, save_file
 from nest_fn.errors import OutputError
 from nest_fn.files.lock import Lock
-from nest_fn.files.outputs import MARK, claim
+from nest_fn.files.outputs import MARK, claim, written
 from nest_fn.interop.nemo_archive import write_nemo
 from nest_fn.train.cli.main import main
+from nest_fn.train.downstream import ctc
+from nest_fn.train.downstream.extract import extract
+from nest_fn.train.downstream.inference import load_model, open_audio
 from tests import unprivileged
 from tests.train.conftest import Corpus
 
@@ -246,6 +249,74 @@ def test_overwriting_takes_nothing_that_came_later(
     assert main([*command(name, given, out), "--overwrite"]) == 2
     assert (THESIS if out.is_dir() else "was changed since") in capsys.readouterr().err
     assert snapshot(tmp_path) == before
+
+
+def test_what_comes_into_a_folder_during_the_work_is_not_ours(given: dict[str, str], tmp_path: Path) -> None:
+    """Neither a list made at the end nor a folder written anew takes it for its own."""
+    out = tmp_path / "out"
+    model = load_model(given["model"])
+    stream = extract(model, open_audio(given["valid"], model.cfg), out)
+    next(stream)
+    (out / THESIS).write_text("years of work")
+    assert list(stream)
+    assert main([*command("extract", given, out), "--overwrite"]) == 2
+    assert (out / THESIS).read_text() == "years of work"
+
+
+def test_fine_tuning_lists_its_own_files_alone(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, words = tmp_path / "out", command("finetune-ctc", given, tmp_path / "out")
+    real = ctc.finetune
+
+    def finetune(*args: Any, **more: Any) -> Iterator[Any]:
+        yield from real(*args, **more)
+        (out / THESIS).write_text("years of work")
+
+    monkeypatch.setattr(ctc, "finetune", finetune)
+    assert main(words) == 0
+    assert THESIS not in json.loads((out / MARK).read_text())["files"]
+    assert main([*words, "--overwrite"]) == 2
+    assert (out / THESIS).read_text() == "years of work"
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_the_place_is_looked_at_again_when_it_is_written(tmp_path: Path, folder: bool) -> None:
+    def write(path: Path, text: str) -> None:
+        if folder:
+            path.mkdir()
+        (path / "a" if folder else path).write_text(text)
+
+    out = tmp_path / "out"
+    with written(claim(out, {"of": 1}, folder=folder)) as temporary:
+        write(temporary, "ours")
+    place = claim(out, {"of": 2}, folder=folder, overwrite=True)
+    (out / THESIS if folder else out).write_text("years of work")
+    before = snapshot(tmp_path)
+    with pytest.raises(OutputError, match=THESIS if folder else "changed since"), written(place):
+        raise AssertionError("must not be reached")
+    assert snapshot(tmp_path) == before
+
+
+def test_a_file_in_the_place_of_one_that_was_removed_is_not_taken_for_it(tmp_path: Path) -> None:
+    """Its mark still lies beside it."""
+    origin = {"of": 1}
+    with written(claim(tmp_path / "out", origin, folder=False)) as temporary:
+        temporary.write_text("ours")
+    assert claim(tmp_path / "out", origin, folder=False).done
+    (tmp_path / "out").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match="changed since"):
+            claim(tmp_path / "out", origin, folder=False, overwrite=overwrite)
+
+
+def test_an_extraction_goes_on_with_smaller_batches(given: dict[str, str], tmp_path: Path) -> None:
+    """As its message says where memory ran out."""
+    words = command("extract", given, tmp_path / "out")
+    assert main(words) == 0
+    first = snapshot(tmp_path)
+    assert main([*words, "--batch-seconds", "3", "--max-batch-size", "1"]) == 0
+    assert snapshot(tmp_path) == first
 
 
 def test_save_replaces_a_checkpoint_and_nothing_else(tmp_path: Path) -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,31 +17,11 @@ from nest_fn.train.run.loop import pretrain
 from nest_fn.train.run.record.run_folder import RunFolder
 from nest_fn.train.step.step import OVERWRITTEN, init_train_state, make_step
 from tests.train.conftest import Corpus
+from tests.train.run.reporters import At
 from tests.train.run.test_pretrain import metrics, started, until, words
 from tests.train.run.test_speech import ENDLESS, log, logged_steps, saved_steps
 
 OFTEN = ["trainer.log_every=1", "data.num_workers=0"]
-
-
-class At:
-    """A reporter that does something when a step has been measured."""
-
-    def __init__(self, step: int, act: Callable[[], None]) -> None:
-        self.step, self.act = step, act
-        self.told: list[str] = []
-
-    def say(self, text: str) -> None:
-        """Keep it."""
-        self.told.append(text)
-
-    def warn(self, text: str) -> None:
-        """Keep it."""
-        self.told.append(text)
-
-    def progress(self, step: int, total: int, values: Mapping[str, Any]) -> None:
-        """Do it."""
-        if step == self.step and "valid" not in values:
-            self.act()
 
 
 def _run(argv: list[str], reporter: At) -> int:

@@ -6,9 +6,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,6 +15,7 @@ from nest_fn.train.cli.main import _parser, main, read_config
 from nest_fn.train.run.loop import pretrain
 from nest_fn.train.run.record.run_folder import RunFolder
 from tests.train.conftest import Corpus
+from tests.train.run.reporters import At
 from tests.train.run.test_pretrain import checkpoints, metrics, started, until, words
 
 OFTEN = ["trainer.log_every=1", "trainer.valid_every=6", "trainer.save_every=3", "trainer.keep_last=2"]
@@ -27,25 +26,9 @@ HANGING = ("tests.train.hanging",)
 """Storage on which some files never open."""
 
 
-class Signals:
+def signals(step: int, number: int) -> At:
     """A reporter by which this process is asked to stop as soon as a line of metrics has come."""
-
-    def __init__(self, step: int, number: int) -> None:
-        self.step, self.number = step, number
-        self.told: list[str] = []
-
-    def say(self, text: str) -> None:
-        """Keep it."""
-        self.told.append(text)
-
-    def warn(self, text: str) -> None:
-        """Keep it."""
-        self.told.append(text)
-
-    def progress(self, step: int, total: int, values: Mapping[str, Any]) -> None:
-        """Send the signal."""
-        if step == self.step and "valid" not in values:
-            os.kill(os.getpid(), self.number)
+    return At(step, lambda: os.kill(os.getpid(), number))
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +55,7 @@ def test_which_checkpoints_are_kept(reference: Path) -> None:
 def test_stopped_before_a_validation_or_between_two_saves(
     corpus: Corpus, tmp_path: Path, reference: Path, step: int
 ) -> None:
-    run, reporter = tmp_path / "run", Signals(step, signal.SIGUSR1)
+    run, reporter = tmp_path / "run", signals(step, signal.SIGUSR1)
     cfg = read_config(_parser().parse_args(words(corpus, run, *OFTEN)))
     assert pretrain(cfg, RunFolder(run), reporter) == 75
     assert f"asked to stop: saved at step {step}; the same command goes on from there" in reporter.told
