@@ -15,6 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
+from .inputs import open_plain
+
+_HOLDER = b"process "  # how a holder's name begins
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
@@ -37,7 +40,7 @@ class Lock:
                     return holder or "another process"
                 if self._is_named(file):
                     file.truncate(0)
-                    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+                    file.write(f"{_HOLDER.decode()}{os.getpid()} on {socket.gethostname()}")
                     file.flush()
                     self._file = file
                     return None
@@ -45,6 +48,14 @@ class Lock:
                 file.close()
                 raise
             file.close()  # its former holder removed it between our opening and our locking: there is another by now
+
+    def is_ours(self) -> bool:
+        """Whether a file is there that a holder wrote, alive or not."""
+        try:
+            with open_plain(self.path) as file:
+                return file.read(len(_HOLDER)) == _HOLDER
+        except OSError:
+            return False
 
     def release(self) -> None:
         """Give it back, if it is ours. A file that cannot be removed stays, and stops nobody."""

@@ -60,9 +60,13 @@ def mark_of(path: Path, folder: bool) -> Path:
 
 
 def claim(
-    path: str | Path, origin: Origin, *, folder: bool, inputs: Iterable[str | Path] = (), overwrite: bool = False
-) -> Place:
-    """Find out whether ``path`` may be written to; touches nothing. Raises ``OutputError`` that says why it may not."""
+    path: str | Path, origin: Origin, *, folder: bool, inputs: Iterable[str | Path] = (),
+    overwrite: bool | None = False,
+) -> Place:  # fmt: skip
+    """Find out whether ``path`` may be written to; touches nothing. Raises ``OutputError`` that says why it may not.
+
+    ``overwrite`` is None for a command that has no such option.
+    """
     path = Path(path)
     place = Place(Path(os.path.abspath(path)), json.loads(json.dumps(dict(origin))), folder)
     if not os.path.lexists(path):
@@ -80,7 +84,8 @@ def claim(
             raise OutputError(f"{path}: {_CHANGED}; nothing there was touched: choose another name.")
         return replace(place, begun=True, done=done)
     if not overwrite:
-        raise OutputError(f"{path}: was made of something else ({differs}): choose another name, or --overwrite it.")
+        hint = "" if overwrite is None else ", or --overwrite it"
+        raise OutputError(f"{path}: was made of something else ({differs}): choose another name{hint}.")
     obstacle = _obstacle(path, mark)
     if obstacle is not None:
         raise OutputError(f"{path}: {obstacle}; nothing there was touched: choose another name.")
@@ -131,7 +136,7 @@ def contents(path: Path) -> str:
     """What stands at a path, in words."""
     if not path.is_dir():
         return "is there already"
-    if (path / "checkpoints").is_dir():
+    if (path / "checkpoints").is_dir() and any((path / name).exists() for name in ("command.txt", "lock")):
         live = holder(path / "lock")
         return f"is the folder of a run that {live} is writing" if live else "is the folder of a run"
     names = sorted(entry.name for entry in path.iterdir())

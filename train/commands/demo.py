@@ -42,7 +42,8 @@ Maker = Callable[[Tensor, Tensor], list[Tensor]]
 def run_demo(cfg: Config, run: Path, seed: int, reporter: Reporter) -> int:
     """Make the corpus, pre-train, probe, and tell; the exit code of the training."""
     reporter.say("Synthetic speech: this shows that training works, not how good the features are on real speech.")
-    place = claim(run, {"command": "demo", "seed": seed, "config": to_text(cfg.to_dict())}, folder=True)
+    origin = {"command": "demo", "seed": seed, "config": to_text(cfg.to_dict())}
+    place = claim(run, origin, folder=True, overwrite=None)
     begin(place)
     manifests = write_corpus(run / "corpus", CorpusSpec(seed=seed))
     data = dataclasses.replace(

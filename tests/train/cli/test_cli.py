@@ -187,6 +187,7 @@ def test_a_loss_that_is_not_finite(corpus: Corpus, tmp_path: Path, capsys: Captu
 def test_a_write_that_fails_is_one_message(corpus: Corpus, tmp_path: Path, capsys: Captured) -> None:
     (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
     (tmp_path / "run" / "checkpoints").mkdir()
+    (tmp_path / "run" / "command.txt").touch()
     assert main(words(corpus, tmp_path / "run")) == 1
     assert "metrics.jsonl" in capsys.readouterr().err
 

@@ -166,6 +166,7 @@ def test_asked_to_stop_and_started_again(corpus: Corpus, tmp_path: Path, referen
 def test_killed_before_the_first_checkpoint(corpus: Corpus, tmp_path: Path, reference: Path) -> None:
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
+    (run / "command.txt").touch()
     (run / "metrics.jsonl").write_text((reference / "metrics.jsonl").read_text().splitlines(keepends=True)[0])
     assert main(words(corpus, run)) == 0
     assert_same(run, reference)

@@ -98,3 +98,26 @@ def test_a_refused_start_leaves_no_folder(corpus: Corpus, tmp_path: Path, more: 
     ]
     assert main(words) in (code, 3)
     assert list(tmp_path.rglob("*")) == [tmp_path / "runs"]
+
+
+def test_another_project_is_no_run(corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Though it has metrics and checkpoints of its own, which a run would cut and prune."""
+    folder = tmp_path / "project"
+    (folder / "checkpoints" / "step_1").mkdir(parents=True)
+    for name in ("metrics.jsonl", "log.txt", "checkpoints/step_1/weights.pt"):
+        (folder / name).write_text("years of work")
+    before = {path: path.is_dir() or path.read_text() for path in folder.rglob("*")}
+    assert main(["pretrain", "-c", "tiny", f"data.train={corpus.train}", "--folder", str(folder)]) == 2
+    assert "nothing there was touched" in capsys.readouterr().err
+    assert {path: path.is_dir() or path.read_text() for path in folder.rglob("*")} == before
+
+
+def test_a_start_that_was_killed_at_once_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    for _ in range(2):
+        folder = RunFolder(tmp_path / "run")
+        folder.open()
+        (tmp_path / "run" / "lock").rename(tmp_path / "lock")  # as it lies there after a kill
+        folder.close()
+        (tmp_path / "lock").rename(tmp_path / "run" / "lock")
+        (tmp_path / "run" / "log.txt").touch()

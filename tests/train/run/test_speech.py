@@ -146,6 +146,7 @@ def test_a_log_that_cannot_be_written_ends_no_run(corpus: Corpus, tmp_path: Path
     run = tmp_path / "run"
     (run / "log.txt").mkdir(parents=True)
     (run / "checkpoints").mkdir()
+    (run / "command.txt").touch()
     assert main(words(corpus, run, *SHORT)) == 0
     assert saved_steps(run)[-1] == 12
 

@@ -127,6 +127,7 @@ def test_what_a_failure_leaves_behind(corpus: Corpus, tmp_path: Path, capsys: Ca
 def test_a_dump_that_fails_hides_nothing(corpus: Corpus, tmp_path: Path, capsys: Captured) -> None:
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
+    (run / "command.txt").touch()
     (run / "failures").write_text("a file where the folder should be")
     assert main(words(corpus, run, *WILD)) == 5
     told = capsys.readouterr().err

@@ -64,13 +64,12 @@ class RunFolder:
             )
 
     def _may_hold_a_run(self) -> bool:
-        """Whether nothing stands here, or a run that began, however far it came."""
+        """Whether nothing stands here, or a run that began, however far it came: its command or its lock says so."""
         if not self.path.is_dir() or not any(True for _ in self.path.iterdir()):
             return True
-        began = [self.path / name for name in ("command.txt", "data.json")]
-        return self.checkpoints.is_dir() and (
-            any(file.exists() for file in began) or not (self.path / "config.yaml").exists()
-        )
+        began = any((self.path / name).exists() for name in ("command.txt", "data.json")) or self._lock.is_ours()
+        empty = [entry.name for entry in self.path.iterdir()] == ["checkpoints"] and not any(self.checkpoints.iterdir())
+        return self.checkpoints.is_dir() and (began or empty)
 
     def close(self, began: bool = True) -> None:
         """Give the lock back. Of a run that never ``began`` no folder stays that was made for it."""
