@@ -49,7 +49,7 @@ def augment(
     ``pool`` (default: the batch) maps ``audio``, ``audio_len``, ``row``, ``weight`` of the rows from which other
     speakers are taken. Where a batch is spread over ranks or micro-batches, pass all of its rows in any order: the
     mixtures are then the same however it is spread. ``place`` int64 ``[P]`` among them says in which row of the pool's
-    ``audio`` each of the ``P`` rows stands, if only those that are wanted are at hand (``mates.py``). Raises
+    ``audio`` each of the ``P`` rows stands, if only those that are wanted are at hand (``speaker_exchange.py``). Raises
     ``TypeError``, ``ValueError``.
     """
     _check(batch, cfg, key, rirs)
