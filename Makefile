@@ -20,7 +20,7 @@ check: $(READY) ## style, types, the conventions of docs/design.md
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/test_house.py
+	$(BIN)/python -m pytest -q tests/test_conventions.py
 
 gpu-check: $(READY) ## every kernel of the compiled step through Triton and ptxas for an H100; no GPU is needed
 	$(BIN)/python -W ignore -m tests.gpu.check $(ARGS)

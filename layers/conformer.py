@@ -57,7 +57,7 @@ class ConformerState(TypedDict):
     conv: ConvModuleState
 
 
-class Surroundings(NamedTuple):
+class BlockContext(NamedTuple):
     """What all blocks of one forward pass share."""
 
     valid: Tensor  # bool [B, T]: below the length
@@ -89,7 +89,7 @@ def init_conformer_layer(key: Key, spec: ConformerSpec) -> tuple[ConformerParams
 
 
 def conformer_layer(
-    params: ConformerParams, state: ConformerState, x: Tensor, around: Surroundings, spec: ConformerSpec, *,
+    params: ConformerParams, state: ConformerState, x: Tensor, block_context: BlockContext, spec: ConformerSpec, *,
     key: Key | None = None, train: bool = False,
 ) -> tuple[Tensor, ConformerState]:  # fmt: skip
     """Half a feed-forward, attention, convolution, half a feed-forward, norm: ``[B, T, D] -> [B, T, D]``."""
@@ -101,11 +101,11 @@ def conformer_layer(
     y = layer_norm(params["norm_feed_forward1"], x)
     x = residual(x, feed_forward(params["feed_forward1"], y, rate=spec.dropout, key=inner1, train=train), branch1, 0.5)
     y = layer_norm(params["norm_attention"], x)
-    x = residual(x, _attend(params["attention"], y, around, spec, weights, train), attended)
+    x = residual(x, _attend(params["attention"], y, block_context, spec, weights, train), attended)
     y = layer_norm(params["norm_conv"], x)
     y, conv_state = conv_module(
-        params["conv"], state["conv"], y, around.valid,
-        context=spec.conv_context, norm=spec.norm, masked_norm=spec.masked_norm, gather=around.gather, train=train,
+        params["conv"], state["conv"], y, block_context.valid, context=spec.conv_context, norm=spec.norm,
+        masked_norm=spec.masked_norm, gather=block_context.gather, train=train,
     )  # fmt: skip
     x = residual(x, y, convolved)
     y = layer_norm(params["norm_feed_forward2"], x)
@@ -119,17 +119,18 @@ def _keys(key: Key | None, train: bool) -> tuple[Key | None, ...]:
 
 
 def _attend(
-    params: AttentionParams, x: Tensor, around: Surroundings, spec: ConformerSpec, key: Key | None, train: bool
+    params: AttentionParams, x: Tensor, block_context: BlockContext, spec: ConformerSpec, key: Key | None, train: bool
 ) -> Tensor:
-    params = {**params, **around.biases}
+    params = {**params, **block_context.biases}
     if spec.window is None:
         return attention(
-            params, x, around.positions, around.valid, around.context,
+            params, x, block_context.positions, block_context.valid, block_context.context,
             heads=spec.heads, rate=spec.attention_dropout, fused=spec.fused, key=key, train=train,
         )  # fmt: skip
-    assert around.positions is not None
+    assert block_context.positions is not None
     return local_attention(
-        params, x, around.positions, around.valid, heads=spec.heads, left=spec.window[0], right=spec.window[1],
-        aligned=spec.aligned, rate=spec.attention_dropout, global_tokens=spec.global_tokens,
+        params, x, block_context.positions, block_context.valid,
+        heads=spec.heads, left=spec.window[0], right=spec.window[1], aligned=spec.aligned,
+        rate=spec.attention_dropout, global_tokens=spec.global_tokens,
         global_spacing=spec.global_spacing, key=key, train=train,
     )  # fmt: skip

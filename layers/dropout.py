@@ -23,7 +23,7 @@ def dropout(x: Tensor, rate: float, *, key: Key | None = None, train: bool = Fal
     """
     if not train or rate == 0.0:
         return x
-    kept = random.keep(_needs_key("dropout", rate, key), rate, x.shape)
+    kept = random.dropout_mask(_needs_key("dropout", rate, key), rate, x.shape)
     return (x * kept).mul_(1.0 / (1.0 - rate))
 
 

@@ -157,7 +157,7 @@ def normal(key: Key, shape: Sequence[int], dtype: torch.dtype = torch.float32) -
     return pairs[..., :n].reshape(shape).to(dtype)
 
 
-def keep(key: Key, rate: float, shape: Sequence[int]) -> Tensor:
+def dropout_mask(key: Key, rate: float, shape: Sequence[int]) -> Tensor:
     """Bernoulli decisions for dropout: bool, True with probability ``1 - rate`` to 16 bits."""
     check_key(key)
     if not 0.0 <= rate <= 1.0:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from .config.known import known
 from .config.model import DecoderConfig
+from .config.required import required
 from .layers import initializers, random
 from .layers.linear import LinearParams, linear
 from .layers.types import Key, Tensor
@@ -29,8 +29,8 @@ def init_decoder(key: Key, cfg: DecoderConfig) -> LinearParams:
     """
     if cfg.init_mode not in INIT_MODES:
         raise ValueError(f"decoder: unknown init_mode {cfg.init_mode!r}; choose one of {', '.join(INIT_MODES)}.")
-    width = known(cfg.feat_in, "decoder.feat_in")
-    outputs = known(cfg.num_classes, "decoder.num_classes") * known(cfg.num_decoders, "decoder.num_decoders")
+    width = required(cfg.feat_in, "decoder.feat_in")
+    outputs = required(cfg.num_classes, "decoder.num_classes") * required(cfg.num_decoders, "decoder.num_decoders")
     weight_key, bias_key = random.split(key, 2)
     params: LinearParams = {"weight": INIT_MODES[cfg.init_mode](weight_key, (outputs, width))}
     if cfg.use_bias:
@@ -40,8 +40,8 @@ def init_decoder(key: Key, cfg: DecoderConfig) -> LinearParams:
 
 def logits(params: LinearParams, encoded: Tensor, cfg: DecoderConfig) -> Tensor:
     """Unnormalised scores: ``[..., D] -> [..., C, K]``. Raises ``ValueError`` if the widths do not fit."""
-    books = known(cfg.num_decoders, "decoder.num_decoders")
-    classes = known(cfg.num_classes, "decoder.num_classes")
+    books = required(cfg.num_decoders, "decoder.num_decoders")
+    classes = required(cfg.num_classes, "decoder.num_classes")
     if params["weight"].shape[0] != classes * books:
         raise ValueError(
             f"decoder: {classes} classes of {books} books want {classes * books} outputs, "

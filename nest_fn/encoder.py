@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from nest_fn.layers import random
 from nest_fn.layers.attention import AttentionParams, context_mask, init_position_biases
-from nest_fn.layers.conformer import ConformerSpec, Surroundings, conformer_layer, init_conformer_layer
+from nest_fn.layers.conformer import BlockContext, ConformerSpec, conformer_layer, init_conformer_layer
 from nest_fn.layers.dropout import depth_rates, dropout, stochastic_depth
 from nest_fn.layers.lengths import check_lengths, check_rows, strided, valid_mask
 from nest_fn.layers.linear import init_linear, linear
@@ -149,8 +149,8 @@ def encode_frames(
         check_rows("encode", rows, x.shape[0])
     parts = EAGER if parts is None else parts
     biases = params.get("biases", {})
-    x, around, keys = parts.enter(biases, x, lengths, cfg, key if train else None, rows)
-    around = around._replace(gather=gather)
+    x, block_context, keys = parts.embed_input(biases, x, lengths, cfg, key if train else None, rows)
+    block_context = block_context._replace(gather=gather)
     spec = conformer_spec(cfg)
     rates = depth_rates(
         cfg.n_layers, cfg.stochastic_depth_drop_prob, cfg.stochastic_depth_mode, cfg.stochastic_depth_start_layer
@@ -159,7 +159,7 @@ def encode_frames(
     states, outputs = [], []
     for index, (layer, layer_state) in enumerate(zip(params["layers"], state["layers"], strict=True)):
         layer_key = None if keys is None else keys.layers[index]
-        y, layer_state = parts.block(layer, layer_state, x, around, spec, key=layer_key, train=train)
+        y, layer_state = parts.block(layer, layer_state, x, block_context, spec, key=layer_key, train=train)
         depth_key = None if keys is None else keys.depth[index]
         x = stochastic_depth(x, y, rates[index], key=depth_key, train=train)
         states.append(layer_state)
@@ -167,7 +167,7 @@ def encode_frames(
             outputs.append(x)
         if cfg.reduction and index == reduce_after:
             x, lengths = _reduce(params, x, lengths, cfg)
-            around = _surroundings(biases, x, lengths, cfg, keys)._replace(gather=gather)
+            block_context = _block_context(biases, x, lengths, cfg, keys)._replace(gather=gather)
     if "out" in params:
         x = linear(params["out"], x)
         outputs = [linear(params["out"], output) for output in outputs]
@@ -197,9 +197,9 @@ def _keys(key: Key, rows: Tensor, n_layers: int) -> EncoderKeys:
     return EncoderKeys(random.fold_in(before, rows), positions, context, by_row, random.split(depth, n_layers))
 
 
-def enter(
+def embed_input(
     biases: AttentionParams, x: Tensor, lengths: Tensor, cfg: EncoderConfig, key: Key | None, rows: Tensor | None
-) -> tuple[Tensor, Surroundings, EncoderKeys | None]:
+) -> tuple[Tensor, BlockContext, EncoderKeys | None]:
     """What comes before the blocks: scaling, absolute positions where asked for, dropout, masks; and the blocks' keys.
 
     ``x [B, T, D]``; ``biases`` are those that all layers share, or empty; nothing is drawn if ``key`` is None.
@@ -212,12 +212,12 @@ def enter(
         x = x + absolute_positions(x.shape[1], cfg.d_model, x)
     if keys is not None:
         x = dropout(x, cfg.dropout_pre_encoder, key=keys.before, train=True)
-    return x, _surroundings(biases, x, lengths, cfg, keys), keys
+    return x, _block_context(biases, x, lengths, cfg, keys), keys
 
 
-def _surroundings(
+def _block_context(
     biases: AttentionParams, x: Tensor, lengths: Tensor, cfg: EncoderConfig, keys: EncoderKeys | None
-) -> Surroundings:
+) -> BlockContext:
     frames = x.shape[1]
     valid = valid_mask(lengths, frames)
     if cfg.self_attention_model == "abs_pos":
@@ -232,7 +232,7 @@ def _surroundings(
     else:
         before, after = _context(cfg, keys, x.device)
         context = context_mask(frames, before, after, cfg.att_context_style, x.device)
-    return Surroundings(valid, context, positions, biases)
+    return BlockContext(valid, context, positions, biases)
 
 
 def _context(
@@ -263,8 +263,8 @@ def _reduce(params: Params, x: Tensor, lengths: Tensor, cfg: EncoderConfig) -> t
 class EncoderParts(NamedTuple):
     """The two functions behind the subsampling, as they are or compiled; the block is one for all layers."""
 
-    enter: Callable[..., tuple[Tensor, Surroundings, EncoderKeys | None]]
+    embed_input: Callable[..., tuple[Tensor, BlockContext, EncoderKeys | None]]
     block: Callable[..., tuple[Tensor, Any]]
 
 
-EAGER = EncoderParts(enter, conformer_layer)
+EAGER = EncoderParts(embed_input, conformer_layer)

@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 
 from .config import Config
-from .config.known import known
 from .config.model import DecoderConfig, LossConfig
+from .config.required import required
 from .decoder import logits
 from .layers.lengths import valid_mask
 from .layers.linear import LinearParams
 from .layers.types import Tensor
 
-_LEAST_ROOM = 512  # tokens for which a compiled graph has room, however small the batch
+_MIN_CAPACITY = 512  # masked tokens that a compiled graph holds, however small the batch
 
 
 class MaskedLoss(NamedTuple):
@@ -29,7 +29,7 @@ class MaskedLoss(NamedTuple):
     loss_sum: Tensor  # nats
     count: Tensor  # type: ignore[assignment]  # int64, masked tokens x books that are in the sum
     correct: Tensor  # int64, of these, where the likeliest class is the target
-    overflow: Tensor  # int64, masked tokens x books for which a compiled graph had no room
+    overflow: Tensor  # int64, masked tokens x books beyond a compiled graph's capacity
 
 
 def token_mask(mask: Tensor, cfg: LossConfig) -> Tensor:
@@ -37,7 +37,7 @@ def token_mask(mask: Tensor, cfg: LossConfig) -> Tensor:
 
     Raises ``ValueError`` if ``F`` is no multiple of ``combine_time_steps``.
     """
-    combine = known(cfg.combine_time_steps, "loss.combine_time_steps")
+    combine = required(cfg.combine_time_steps, "loss.combine_time_steps")
     if mask.ndim != 2:
         raise ValueError(f"token_mask: mask wants [B, F], got {list(mask.shape)}; drop its feature axis.")
     if mask.shape[1] % combine:  # Q9
@@ -78,13 +78,13 @@ def masked_token_loss(
     """Decoder and cross-entropy on the masked tokens only: ``encoded [B, T, D], tokens [B, T, K], token_mask [B, T]``.
 
     Loss in float32 (float64 if ``encoded`` is). Eager on a CPU, exactly the masked tokens are taken. Elsewhere shapes
-    must be known (in a compiled graph, under ``torch.func`` transforms), or cost a wait for the device: there is room
-    for a share ``capacity`` of the batch's tokens (512 at least), and masked tokens beyond it are left out and counted
-    in ``overflow``.
+    must be known (in a compiled graph, under ``torch.func`` transforms), or cost a wait for the device: a
+    fraction ``capacity`` of the batch's tokens (512 at least) is held, and masked tokens beyond it are left out and
+    counted in ``overflow``.
     An empty mask gives 0 with zero gradients (Q14). Raises ``ValueError`` if the lengths differ (Q45).
     """
     targets = tokens[..., None] if tokens.ndim == 2 else tokens
-    books = known(cfg.num_decoders, "decoder.num_decoders")
+    books = required(cfg.num_decoders, "decoder.num_decoders")
     if encoded.ndim != 3 or targets.shape != (*encoded.shape[:2], books):
         raise ValueError(
             f"masked_token_loss: encoded {list(encoded.shape)} want tokens [B, T, {books}], got {list(tokens.shape)}; "
@@ -92,7 +92,7 @@ def masked_token_loss(
         )
     _check_mask("masked_token_loss", token_mask, encoded)
     mask = token_mask.flatten()
-    index, filled = _exact(mask) if _shapes_may_depend_on(mask) else _with_room(mask, capacity)
+    index, filled = _exact(mask) if _shapes_may_depend_on(mask) else _pad_to_capacity(mask, capacity)
     # Empty places hold zeros, so that a NaN in padding cannot enter a gradient through them.
     chosen = torch.where(filled[:, None], encoded.flatten(0, 1)[index], 0.0)
     scores = logits(params, chosen, cfg)  # [n, C, K]
@@ -165,13 +165,13 @@ def _exact(mask: Tensor) -> tuple[Tensor, Tensor]:
     return index, torch.ones_like(index, dtype=torch.bool)
 
 
-def _with_room(mask: Tensor, capacity: float) -> tuple[Tensor, Tensor]:
-    """The first True elements in a fixed room: ``[N] -> int64 [room], bool [room]``, False for what stays empty."""
+def _pad_to_capacity(mask: Tensor, capacity: float) -> tuple[Tensor, Tensor]:
+    """Indices of the first True elements, padded to a fixed length: ``[N] -> int64 [n], bool [n]`` (False: padding)."""
     size = mask.shape[0]
-    room = min(size, max(_LEAST_ROOM, math.ceil(capacity * size)))
+    length = min(size, max(_MIN_CAPACITY, math.ceil(capacity * size)))
     place = mask.cumsum(0) - 1
     # Everything without a place goes to one more slot at the end, which is cut off.
-    place = torch.where(mask & (place < room), place, room)
+    place = torch.where(mask & (place < length), place, length)
     positions = torch.arange(size, device=mask.device)
-    index = positions.new_zeros(room + 1).scatter(0, place, positions)[:room]
-    return index, torch.arange(room, device=mask.device) < mask.sum()
+    index = positions.new_zeros(length + 1).scatter(0, place, positions)[:length]
+    return index, torch.arange(length, device=mask.device) < mask.sum()

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .config.known import known
 from .config.model import MaskingConfig
+from .config.required import required
 from .layers import random
 from .layers.lengths import check_lengths
 from .layers.types import Key, Params, State, Tensor
@@ -24,7 +24,7 @@ def init_masking(key: Key, cfg: MaskingConfig) -> tuple[Params, State]:
 
     Drawn from N(0, 0.1^2); with ``mask_value`` a constant that is never trained.
     """
-    width = known(cfg.feat_in, "masking.feat_in")
+    width = required(cfg.feat_in, "masking.feat_in")
     if cfg.mask_value is not None:
         return {}, {"embedding": torch.full((width,), float(cfg.mask_value), device=key.device)}
     embedding = {"embedding": random.normal(key, (width,)) * EMBEDDING_STD}

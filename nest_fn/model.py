@@ -104,7 +104,7 @@ def forward(
     """
     check_trees("forward", cfg, params, state, *_WANTED)
     check_batch(batch)
-    seen = _see(params, state, batch, cfg, key=key, train=train, apply_mask=apply_mask, mask=mask)
+    seen = _encode_pair(params, state, batch, cfg, key=key, train=train, apply_mask=apply_mask, mask=mask)
     width = cfg.masking.feat_in or 0
     masks = seen.mask[:, None, :].expand(-1, width, -1).to(seen.encoded.dtype)
     output = Output(log_probs(params["decoder"], seen.encoded, cfg.decoder), seen.lengths, masks, seen.tokens)
@@ -140,7 +140,7 @@ def loss_sum(
     """
     check_trees("loss", cfg, params, state, *_WANTED)
     check_batch(batch)
-    seen = _see(
+    seen = _encode_pair(
         params, state, batch, cfg, key=key, train=train, apply_mask=True, mask=mask, gather=gather, tables=tables,
         parts=parts,
     )  # fmt: skip
@@ -149,7 +149,7 @@ def loss_sum(
     return total, (metrics, seen.state)
 
 
-class _Seen(NamedTuple):
+class _EncodedPair(NamedTuple):
     encoded: Tensor  # [B, T, D]
     lengths: Tensor  # [B], encoder frames
     tokens: Tensor  # [B, T, K]
@@ -157,11 +157,11 @@ class _Seen(NamedTuple):
     state: State
 
 
-def _see(
+def _encode_pair(
     params: Params, state: State, batch: Batch, cfg: Config, *,
     key: Key | None, train: bool, apply_mask: bool, mask: Tensor | None, gather: Gather | None = None,
     tables: Tables | None = None, parts: Parts = EAGER,
-) -> _Seen:  # fmt: skip
+) -> _EncodedPair:  # fmt: skip
     """Targets from the clean signal, encoded frames from the masked noisy one: the steps of the paper in order."""
     keys, rows = _keys(key, batch, parts)
     given = next((batch[name] for name in _INSTEAD if name in batch), None)
@@ -176,14 +176,14 @@ def _see(
         return parts.features(signal, length, cfg.preprocessor, key=key, train=train, tables=tables)
 
     signals = (*features("audio", keys.clean), *features("noisy_audio", keys.noisy))
-    return see_features(params, state, *signals, cfg, keys, rows, train, apply_mask, mask, gather, parts)
+    return encode_pair_of_features(params, state, *signals, cfg, keys, rows, train, apply_mask, mask, gather, parts)
 
 
-def see_features(
+def encode_pair_of_features(
     params: Params, state: State, clean: Tensor, clean_len: Tensor, noisy: Tensor, noisy_len: Tensor, cfg: Config,
     keys: Keys, rows: Tensor | None, train: bool, apply_mask: bool, mask: Tensor | None, gather: Gather | None,
     parts: Parts,
-) -> _Seen:  # fmt: skip
+) -> _EncodedPair:  # fmt: skip
     """From the two signals' features ``[B, M, F]`` to targets and encoded frames."""
     if clean.shape != noisy.shape:
         raise ValueError(
@@ -212,7 +212,7 @@ def see_features(
         params["encoder"], state["encoder"], x, lengths, cfg.encoder,
         key=keys.dropout, train=train, rows=rows, gather=gather, parts=parts.encoder,
     )  # fmt: skip
-    return _Seen(encoded.frames, encoded.lengths, tokens, mask, {**state, "encoder": encoded.state})
+    return _EncodedPair(encoded.frames, encoded.lengths, tokens, mask, {**state, "encoder": encoded.state})
 
 
 def _keys(key: Key | None, batch: Batch, parts: Parts) -> tuple[Keys, Tensor | None]:

@@ -11,8 +11,8 @@ from typing import TypedDict
 import torch
 import torch.nn.functional as F
 
-from .config.known import known
 from .config.model import QuantizerConfig
+from .config.required import required
 from .layers import random
 from .layers.initializers import xavier_normal
 from .layers.linear import LinearParams, linear
@@ -32,9 +32,9 @@ class QuantizerState(TypedDict):
 
 def init_quantizer(key: Key, cfg: QuantizerConfig) -> QuantizerState:
     """Xavier-normal projection, codes uniform on the unit sphere."""
-    books, dim = known(cfg.num_books, "quantizer.num_books"), known(cfg.code_dim, "quantizer.code_dim")
-    classes, width = known(cfg.num_classes, "quantizer.num_classes"), known(cfg.feat_in, "quantizer.feat_in")
-    stacked = width * known(cfg.combine_time_steps, "quantizer.combine_time_steps")
+    books, dim = required(cfg.num_books, "quantizer.num_books"), required(cfg.code_dim, "quantizer.code_dim")
+    classes, width = required(cfg.num_classes, "quantizer.num_classes"), required(cfg.feat_in, "quantizer.feat_in")
+    stacked = width * required(cfg.combine_time_steps, "quantizer.combine_time_steps")
     projection_key, codebook_key = random.split(key, 2)
     codes = random.normal(codebook_key, (books, classes, dim), torch.float64)
     return {
@@ -84,7 +84,7 @@ def code_vectors(state: QuantizerState, tokens: Tensor, cfg: QuantizerConfig) ->
 def _project(state: QuantizerState, features: Tensor, cfg: QuantizerConfig) -> Tensor:
     """Stack ``combine`` frames (frame-major), project, normalise: ``[B, M, F] -> [B, T, K, dim]``; zeros stay zeros."""
     weight, (books, _, dim) = state["projection"]["weight"], state["codebooks"].shape
-    combine = known(cfg.combine_time_steps, "quantizer.combine_time_steps")
+    combine = required(cfg.combine_time_steps, "quantizer.combine_time_steps")
     if features.ndim != 3 or features.shape[1] * combine != weight.shape[1]:
         raise ValueError(
             f"quantizer: features {list(features.shape)} with combine_time_steps {combine} do not fit the projection "

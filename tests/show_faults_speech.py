@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.show_faults_disks import file_system
 from tests.show_faults_stage import EVERY, STEPS, Ended, Row, Stage, ended
 
-WHOLE = "nothing: the run ends with the undisturbed one's bytes, `log.txt` is whole"
+REPLICATED = "nothing: the run ends with the undisturbed one's bytes, `log.txt` is whole"
 SAVED = "nothing: saved; started again, the run ends with the undisturbed one's bytes, `log.txt` is whole"
 
 
@@ -33,7 +33,7 @@ def _goes_on(stage: Stage, name: str, fault: str, line: str) -> Row:
     stage.train(run, prefix=["bash", "-c", line, "bash"]).expect(0, "")
     stage.same_end(run)
     _whole_log(run)
-    return stage.row(fault, Ended(0, "\n".join(_log(run)), ""), WHOLE)
+    return stage.row(fault, Ended(0, "\n".join(_log(run)), ""), REPLICATED)
 
 
 def unheard(stage: Stage) -> list[Row]:
@@ -68,7 +68,7 @@ def hangup(stage: Stage) -> list[Row]:
         process.send_signal(signal.SIGHUP)
     seen = ended(process).expect(0, f"step {STEPS}/{STEPS}")
     stage.same_end(run)
-    return [*rows, stage.row("SIGHUP under nohup", seen, WHOLE)]
+    return [*rows, stage.row("SIGHUP under nohup", seen, REPLICATED)]
 
 
 def _stopped(stage: Stage, run: Path, seen: Ended, code: int) -> Ended:

@@ -28,7 +28,7 @@ from nest_fn.layers import random
 from nest_fn.train.data.corpus.manifest import write_manifest
 from nest_fn.train.data.corpus.wav import write_wav
 from nest_fn.train.data.dataset import batches, open_dataset
-from nest_fn.train.hash_rng import below, stream_key, words
+from nest_fn.train.hash_rng import randint_below, random_words, stream_key
 from nest_fn.train.step.micro_batches import to_device
 from nest_fn.train.step.step import init_train_state, make_step
 
@@ -40,14 +40,14 @@ Line = dict[str, float]
 
 def _integers(name: str, row: int, count: int, bound: int) -> NDArray[np.int64]:
     """Random integers in ``[-bound, bound)``."""
-    word = words(stream_key(0, name, 0), np.array([row], np.int64), count)[0]
-    return below(word, 2 * bound) - bound
+    word = random_words(stream_key(0, name, 0), np.array([row], np.int64), count)[0]
+    return randint_below(word, 2 * bound) - bound
 
 
 def _speech(row: int) -> NDArray[np.int16]:
     """Syllables of 100 ms, each one of six triangle waves, in a little noise."""
     count = 16000 + 2000 * (row % 9)
-    period = 40 + 25 * (below(words(stream_key(0, "syllable", 0), np.array([row], np.int64), 64)[0], 6))
+    period = 40 + 25 * (randint_below(random_words(stream_key(0, "syllable", 0), np.array([row], np.int64), 64)[0], 6))
     at = np.arange(count)
     wave = np.abs((at * 512 // period[at // 1600]) % 512 - 256) - 128
     return (wave * (20 + at % 1600 // 40) + _integers("hiss", row, count, 200)).astype(np.int16)

@@ -26,9 +26,9 @@ __all__ = [
     "NestError",
     "NonFiniteError",
     "UsageError",
+    "error_text",
     "exit_code",
     "is_memory",
-    "words",
 ]
 
 EXIT_FAILURE = 1
@@ -93,7 +93,7 @@ def is_memory(error: BaseException) -> bool:
     return bool(names & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
 
 
-def words(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """What a person is told of it: a line where there is a remedy, else, for a fault of the program, the traceback."""
     if isinstance(error, OSError) and error.filename is not None:
         return printable(f"error: {os.fsdecode(error.filename)}: {error.strerror}")

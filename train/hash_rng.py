@@ -25,7 +25,7 @@ def stream_key(seed: int, stream: str, epoch: int) -> np.uint64:
     return np.uint64(int.from_bytes(digest, "little"))
 
 
-def words(key: np.uint64, utterances: NDArray[np.int64], count: int) -> NDArray[np.uint64]:
+def random_words(key: np.uint64, utterances: NDArray[np.int64], count: int) -> NDArray[np.uint64]:
     """Random words: utterance hashes ``[n] -> [n, count]``."""
     with np.errstate(over="ignore"):
         root = _mix(np.asarray(utterances).astype(np.uint64) ^ key)
@@ -33,7 +33,7 @@ def words(key: np.uint64, utterances: NDArray[np.int64], count: int) -> NDArray[
         return _mix(root[:, None] + steps)
 
 
-def below(word: NDArray[np.uint64], bound: NDArray[np.int64] | int) -> NDArray[np.int64]:
+def randint_below(word: NDArray[np.uint64], bound: NDArray[np.int64] | int) -> NDArray[np.int64]:
     """Integers in ``[0, bound)`` for ``0 < bound < 2^31``, from the high 32 bits; the bias is below bound / 2^32."""
     high = (word >> np.uint64(32)).astype(np.int64)
     return (high * bound) >> 32

@@ -23,10 +23,10 @@ from nest_fn.config.parse.errors import ConfigError
 from nest_fn.config.parse.yaml_io import read
 from nest_fn.config.writer import to_text
 from nest_fn.errors import CheckpointError
-from nest_fn.files.atomic import Replaces, is_temporary, present, replacing
+from nest_fn.files.atomic import Replaces, atomic_write, is_temporary, last_complete
 from nest_fn.files.outputs import MARK, contents
 from nest_fn.files.tensors import SUFFIXES, opened, read_tensors, size_of, usual_suffix, write_tensors
-from nest_fn.files.tree_spec import leaves_of, outline, rebuild
+from nest_fn.files.tree_spec import leaves_of, rebuild, tree_spec
 from nest_fn.layers.types import Tensor
 
 FORMAT = "nest_fn"
@@ -58,7 +58,7 @@ def write_checkpoint(
     must not be written.
     """
     suffix = usual_suffix()
-    structures = {name: outline(tree) for name, tree in trees.items()}
+    structures = {name: tree_spec(tree) for name, tree in trees.items()}
     for name in trees:
         if not _NAME.fullmatch(name):
             raise ValueError(f"write_checkpoint: tree {name!r} becomes a file; use letters, digits, _ and - alone.")
@@ -70,7 +70,7 @@ def write_checkpoint(
         "trees": {name: {"file": name + suffix, "structure": structure} for name, structure in structures.items()},
         "meta": {"step": 0, **(meta or {})},
     }
-    with replacing(path, sum(map(size_of, leaves.values())), folder=True, replaces=replaces) as folder:
+    with atomic_write(path, sum(map(size_of, leaves.values())), folder=True, replaces=replaces) as folder:
         for name, tensors in leaves.items():
             write_tensors(folder / (name + suffix), tensors)
         (folder / _CONFIG).write_text(to_text(config), encoding="utf-8")
@@ -85,7 +85,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
     Raises ``CheckpointError`` naming the file that is missing, cut short, changed or of another schema.
     """
-    path = present(path)
+    path = last_complete(path)
     content = verify(path)
     trees = {}
     for name, entry in content["trees"].items():
@@ -107,7 +107,7 @@ def read_meta(path: str | Path) -> dict[str, Any]:
 
     Raises ``CheckpointError``.
     """
-    path = present(path)
+    path = last_complete(path)
     if not path.is_dir():
         raise CheckpointError(f"{path}: is no folder; a checkpoint is one, with {META} in it.")
     content = _unsealed(path / META)
@@ -125,7 +125,7 @@ def read_meta(path: str | Path) -> dict[str, Any]:
 
 def verify(path: str | Path) -> dict[str, Any]:
     """``read_meta`` after comparing the SHA-256 of every file. Raises ``CheckpointError``."""
-    path = present(path)
+    path = last_complete(path)
     content = read_meta(path)
     for name, entry in content["files"].items():
         if _digest(path / name) != entry["sha256"]:
@@ -134,7 +134,7 @@ def verify(path: str | Path) -> dict[str, Any]:
 
 
 def own_checkpoint(path: Path) -> str | None:
-    """None if a folder is a checkpoint and holds nothing else, else what it is, in words: see ``replacing``."""
+    """None if a folder is a checkpoint and holds nothing else, else what it is, in words: see ``atomic_write``."""
     try:
         listed = {*_unsealed(path / META)["files"], META, MARK}
     except (CheckpointError, OSError):

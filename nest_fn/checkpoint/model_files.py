@@ -18,10 +18,10 @@ from nest_fn.config import Config, ConfigError
 from nest_fn.config.parse.yaml_io import parse
 from nest_fn.config.writer import to_text
 from nest_fn.errors import CheckpointError
-from nest_fn.files.atomic import present, replacing
+from nest_fn.files.atomic import atomic_write, last_complete
 from nest_fn.files.quoting import shown
 from nest_fn.files.tensors import SUFFIXES, check_writable, read_tensors, size_of, write_tensors
-from nest_fn.files.tree_spec import leaves_of, outline, rebuild
+from nest_fn.files.tree_spec import leaves_of, rebuild, tree_spec
 from nest_fn.layers.tree import first_confused, flatten
 from nest_fn.layers.types import Params, State, Tensor
 from nest_fn.model import abstract
@@ -93,10 +93,10 @@ def save_file(
         "schema": str(SCHEMA),
         "step": str(step),
         "config": to_text(cfg.to_dict()),
-        "structure": json.dumps(outline(trees)),
+        "structure": json.dumps(tree_spec(trees)),
     }
     texts["sha256"] = digest_of(leaves, texts)
-    with replacing(path, size_of(leaves), replaces=_own_file if overwrite else None) as temporary:
+    with atomic_write(path, size_of(leaves), replaces=_own_file if overwrite else None) as temporary:
         write_tensors(temporary, leaves, texts)
 
 
@@ -114,7 +114,7 @@ def load(path: str | Path) -> tuple[Params, State, Config]:
 
     Raises ``CheckpointError`` naming the file that is missing, damaged, of another schema, or not of its config.
     """
-    path = present(path)
+    path = last_complete(path)
     if path.is_dir():
         trees, settings, _ = read_checkpoint(path)
     else:

@@ -159,4 +159,4 @@ class LossConfig:
     combine_time_steps: int | None = None  # frames a token; None: as the quantizer
     num_decoders: int | None = None  # None: Config.num_books
     squeeze_single: bool | None = None  # None: Config.squeeze_single
-    capacity: float = 1.0  # compiled runs: share of a batch's tokens for which the decoder has room
+    capacity: float = 1.0  # compiled runs: fraction of a batch's tokens that the decoder can take

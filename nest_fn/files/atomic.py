@@ -2,9 +2,9 @@
 
 What stands at the place already is refused, unless the caller says of it that it may be replaced.
 
-A writer that dies leaves ``.NAME.PID.tmp`` behind (with the suffix of a file), and the old version in its place. There
-is one moment at which a folder is nowhere: the old one waits as ``.NAME.old`` until the new one is there. ``present``
-finds it.
+A writer that dies leaves ``.NAME.PID.tmp`` behind (with the suffix of a file), and the old version in its place. While
+one folder takes another's place there is a moment without either under the name: the old one waits as ``.NAME.old``
+until the new one is there. ``last_complete`` finds it.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ _TEMPORARY = re.compile(r"\..*\.\d+\.tmp(\.\w+)?")
 
 
 @contextmanager
-def replacing(path: str | Path, room: int, folder: bool = False, replaces: Replaces | None = None) -> Iterator[Path]:
+def atomic_write(path: str | Path, size: int, folder: bool = False, replaces: Replaces | None = None) -> Iterator[Path]:
     """A path to write a file (or a folder of files) to, which takes the place of ``path`` when the block ends well.
 
-    ``room`` is how many bytes will be written. ``replaces`` judges what stands at ``path``; without it nothing may.
+    ``size`` is how many bytes will be written. ``replaces`` judges what stands at ``path``; without it nothing may.
     Raises ``OutputError`` for what may not give way, ``CheckpointError`` if the bytes are not free and if writing
     fails; what was written is then removed, and what stood at ``path`` stays.
     """
     path = Path(os.path.abspath(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp" + ("" if folder else path.suffix))
     try:
-        _check_place(path, room, folder, replaces)
+        _check_place(path, size, folder, replaces)
         remove(temporary)
         if folder:
             temporary.mkdir()
@@ -53,7 +53,7 @@ def replacing(path: str | Path, room: int, folder: bool = False, replaces: Repla
         raise
 
 
-def present(path: str | Path) -> Path:
+def last_complete(path: str | Path) -> Path:
     """``path``, or its former version where a writer died between taking that away and putting the new one there."""
     path = Path(path)
     return path if path.exists() or not _old(path).is_dir() else _old(path)
@@ -88,16 +88,16 @@ def _check_free(path: Path, replaces: Replaces | None) -> None:
         raise OutputError(f"{path}: {reason}; nothing there was touched: choose another name.")
 
 
-def _check_place(path: Path, room: int, folder: bool, replaces: Replaces | None) -> None:
+def _check_place(path: Path, size: int, folder: bool, replaces: Replaces | None) -> None:
     if path.exists() and path.is_dir() != folder:
         kinds = ("a folder", "a file") if folder else ("a file", "a folder")
         raise OutputError(f"{path}: is {kinds[1]}, and {kinds[0]} was to be written; choose another name.")
     _check_free(path, replaces)
     path.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(path.parent).free
-    if free < room + _SPARE:
+    if free < size + _SPARE:
         raise CheckpointError(
-            f"{path}: needs {_megabytes(room + _SPARE)}, the disk has {_megabytes(free)} free; make room, or save "
+            f"{path}: needs {_megabytes(size + _SPARE)}, the disk has {_megabytes(free)} free; free some, or save "
             "elsewhere."
         )
 

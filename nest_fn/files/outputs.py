@@ -26,7 +26,7 @@ from typing import Any
 
 from nest_fn.errors import OutputError
 
-from .atomic import Replaces, is_temporary, remove, replacing
+from .atomic import Replaces, atomic_write, is_temporary, remove
 from .inputs import read_plain
 from .lock import holder
 from .quoting import clip, shown
@@ -116,10 +116,10 @@ def finish(place: Place, files: Iterable[str]) -> None:
 
 
 @contextmanager
-def written(place: Place, room: int = 0) -> Iterator[Path]:
+def written(place: Place, size: int = 0) -> Iterator[Path]:
     """A path for the block to make a file (or a folder) at; it and its mark are in place when the block ends well."""
     taken = place.replaced is not None or place.begun
-    with replacing(place.path, room, place.folder, _still_ours(place.folder) if taken else None) as temporary:
+    with atomic_write(place.path, size, place.folder, _still_ours(place.folder) if taken else None) as temporary:
         if place.folder:
             temporary.rmdir()  # the block makes it
         yield temporary
@@ -205,7 +205,7 @@ def _obstacle(path: Path, mark: Mapping[str, Any]) -> str | None:
 
 
 def _still_ours(folder: bool) -> Replaces:
-    """For ``replacing``: the same judgement again, for somebody may have put something there meanwhile."""
+    """For ``atomic_write``: the same judgement again, for somebody may have put something there meanwhile."""
 
     def judge(path: Path) -> str | None:
         mark = _read_mark(mark_of(path, folder))
@@ -230,7 +230,7 @@ def _own_mark(path: Path) -> str | None:
 def _write_mark(place: Place, files: Iterable[str] | None, done: bool, **more: Any) -> None:
     content = {"written_by": "nest_fn", "origin": place.origin, "done": done, **more}
     content["files"] = None if files is None else list(files)
-    with replacing(place.mark, 0, replaces=_own_mark) as temporary:
+    with atomic_write(place.mark, 0, replaces=_own_mark) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

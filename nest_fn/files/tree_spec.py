@@ -11,15 +11,15 @@ from typing import Any
 from nest_fn.layers.types import Tensor
 
 
-def outline(tree: Any, path: str = "") -> Any:
+def tree_spec(tree: Any, path: str = "") -> Any:
     """Nested dicts and lists with a text for each tensor; ``None`` stays. Raises ``ValueError`` for other leaves."""
     if isinstance(tree, Mapping):
         for name in tree:
             if not isinstance(name, str):
                 raise ValueError(f"tree: '{path}' has the key {name!r}; keys are texts.")
-        return {name: outline(child, _below(path, name)) for name, child in tree.items()}
+        return {name: tree_spec(child, _below(path, name)) for name, child in tree.items()}
     if isinstance(tree, list | tuple):
-        return [outline(child, _below(path, str(index))) for index, child in enumerate(tree)]
+        return [tree_spec(child, _below(path, str(index))) for index, child in enumerate(tree)]
     if isinstance(tree, Tensor):
         return describe(tree)
     if tree is None:

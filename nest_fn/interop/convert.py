@@ -16,7 +16,7 @@ from nest_fn.checkpoint.model_files import META, load, newest_valid, save, save_
 from nest_fn.config import Compat, Config, ConfigError
 from nest_fn.config.writer import to_text
 from nest_fn.errors import CheckpointError
-from nest_fn.files.atomic import present
+from nest_fn.files.atomic import last_complete
 from nest_fn.files.outputs import claim, written
 from nest_fn.files.tensors import SUFFIXES, opened, read_torch, size_of, tensors_only
 from nest_fn.layers.tree import fill, flatten
@@ -35,7 +35,7 @@ def read_any(path: str | Path, compat: Compat | None = None) -> tuple[Params, St
 
     ``compat`` (``current``, ``legacy``) replaces the numerics that the file asks for. Raises ``CheckpointError``.
     """
-    path = present(path)
+    path = last_complete(path)
     if path.is_dir():
         return _with(load(_checkpoint_in(path)), compat)
     with opened(path) as file:

@@ -28,7 +28,7 @@ from nest_fn.config.model import PreprocessorConfig
 from nest_fn.encoder import LOCAL, encode
 from nest_fn.errors import ExportError
 from nest_fn.extras import load_extra
-from nest_fn.files.atomic import replacing
+from nest_fn.files.atomic import atomic_write
 from nest_fn.frontend import log_mel
 from nest_fn.layers.tree import fill
 from nest_fn.layers.types import Params, State, Tensor
@@ -99,7 +99,7 @@ def export_encoder(
         content = io.BytesIO()  # on a full disk PyTorch's own writer aborts the process
         with _quiet():
             torch.export.save(program, content)
-        with replacing(path, len(content.getbuffer())) as temporary:
+        with atomic_write(path, len(content.getbuffer())) as temporary:
             temporary.write_bytes(content.getbuffer())
     return program
 
@@ -120,7 +120,7 @@ def export_onnx(
                 input_names=[source, "lengths"], output_names=["encoded", "encoded_lengths"],
             )  # fmt: skip
             assert made is not None
-            with replacing(path, 0) as temporary:
+            with atomic_write(path, 0) as temporary:
                 made.save(temporary)
     except (RuntimeError, TypeError, ValueError, ImportError, AttributeError) as error:
         raise ExportError(f"{path}: cannot be written as ONNX: {_first_line(error)} Try .pt2.") from error

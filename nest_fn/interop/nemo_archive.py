@@ -27,7 +27,7 @@ from nest_fn.config import Compat, Config, ConfigError
 from nest_fn.config.parse.yaml_io import MAX_BYTES, parse
 from nest_fn.config.writer import to_text
 from nest_fn.errors import CheckpointError
-from nest_fn.files.atomic import replacing
+from nest_fn.files.atomic import atomic_write
 from nest_fn.files.tar import Member, TarError, tar_members
 from nest_fn.files.tensors import opened, read_torch, size_of, tensors_only
 from nest_fn.layers.types import Params, State
@@ -68,8 +68,8 @@ def write_nemo(path: str | Path, params: Params, state: State, cfg: Config, *, o
     check_trees("write_nemo", params, state, cfg)
     settings = to_text(to_reference(cfg)).encode()
     weights = {name: leaf.detach().cpu().contiguous() for name, leaf in nemo.to_state_dict(params, state, cfg).items()}
-    room, replaces = size_of(weights) + len(settings), _own_archive if overwrite else None
-    with replacing(path, room, replaces=replaces) as temporary, open(temporary, "wb") as file:
+    size, replaces = size_of(weights) + len(settings), _own_archive if overwrite else None
+    with atomic_write(path, size, replaces=replaces) as temporary, open(temporary, "wb") as file:
         _append(file, CONFIG, lambda: file.write(settings))
         _append(file, WEIGHTS, lambda: torch.save(weights, file))
         file.write(bytes(2 * tarfile.BLOCKSIZE))

@@ -67,7 +67,7 @@ def test_the_same_again_is_equal(corpus: Corpus) -> None:
 def test_random_bits() -> None:
     key = random.fold_in(random.key(3), torch.arange(5))
     assert torch.equal(random.bits(key.to(CUDA), (5, 1001)).cpu(), random.bits(key, (5, 1001)))
-    assert torch.equal(random.keep(key.to(CUDA), 0.1, (5, 77)).cpu(), random.keep(key, 0.1, (5, 77)))
+    assert torch.equal(random.dropout_mask(key.to(CUDA), 0.1, (5, 77)).cpu(), random.dropout_mask(key, 0.1, (5, 77)))
 
 
 def test_a_step_waits_once(corpus: Corpus) -> None:

@@ -81,7 +81,7 @@ def test_a_step_waits_once(monkeypatch: pytest.MonkeyPatch, overrides: tuple[str
             ts, values = step(ts, parts, random.fold_in(root, ts.step))
             window = metrics.add(window, values)
         assert list(waits.values()) == [1] and "train/step/step.py" in next(iter(waits)), waits
-        assert metrics.report(window)["masked_tokens"] > 0
+        assert metrics.summarise(window)["masked_tokens"] > 0
     assert all(isinstance(leaf, Pretended) for leaf in flatten(ts.params).values())
 
 

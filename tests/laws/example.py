@@ -33,7 +33,7 @@ class Example(NamedTuple):
     state: Tree = {}  # noqa: RUF012
     inputs: Mapping[str, torch.Tensor] = {}
     chance: bool = False  # draws from its key in training
-    mates: bool = False  # in training a row depends on its batch (batch norm)
+    coupled_rows: bool = False  # in training a row depends on its batch (batch norm)
     padding: bool = True  # valid frames do not depend on padding, in eval
     forward_mode: bool = True  # jvp works
     without_gradient: tuple[str, ...] = ()  # beginnings or ends of paths whose gradient is 0 in exact arithmetic

@@ -16,7 +16,7 @@ from nest_fn import Config, init, loss
 from nest_fn.config import EncoderConfig
 from nest_fn.encoder import encode, init_encoder
 from nest_fn.layers.attention import attention, context_mask, init_attention
-from nest_fn.layers.conformer import ConformerSpec, Surroundings, conformer_layer, init_conformer_layer
+from nest_fn.layers.conformer import BlockContext, ConformerSpec, conformer_layer, init_conformer_layer
 from nest_fn.layers.conv import conv, init_conv
 from nest_fn.layers.conv_module import conv_module, init_conv_module
 from nest_fn.layers.dropout import dropout, stochastic_depth
@@ -85,7 +85,7 @@ def norm_example(name: str, masked: bool) -> Example:
         y, state = batch_norm(p, s, i["x"].transpose(1, 2), valid if masked else None, train=train)
         return Result(y.transpose(1, 2), i["lengths"], state)
 
-    return Example(name, run, jolt(init_norm(D)), jolt(init_batch_norm_state(D)), frames(), mates=True)
+    return Example(name, run, jolt(init_norm(D)), jolt(init_batch_norm_state(D)), frames(), coupled_rows=True)
 
 
 def attention_example(
@@ -136,7 +136,7 @@ def conv_module_example(
     # What is the same for all frames of a channel goes out again with the mean.
     falls_out = ("depthwise.bias",) if norm in ("batch_norm", "instance_norm") else ()
     return Example(
-        f"conv_module, {name}", run, jolt(params), jolt(state), frames(), mates=norm == "batch_norm",
+        f"conv_module, {name}", run, jolt(params), jolt(state), frames(), coupled_rows=norm == "batch_norm",
         padding=norm not in ("instance_norm", "group_norm4"), without_gradient=falls_out,
     )  # fmt: skip
 
@@ -151,7 +151,7 @@ def conformer_example(name: str, **options: Any) -> Example:
         left, right = spec.window or (width - 1, width - 1)
         positions = relative_positions(left, right, D, x) if spec.relative else None
         biases = p["biases"] if spec.tied else {}
-        around = Surroundings(valid_mask(i["lengths"], width), None, positions, biases)
+        around = BlockContext(valid_mask(i["lengths"], width), None, positions, biases)
         y, state = conformer_layer(p["layer"], s, x, around, spec, key=k, train=train)
         return Result(y, i["lengths"], state)
 
@@ -163,7 +163,7 @@ def conformer_example(name: str, **options: Any) -> Example:
     falls_out += ("conv.depthwise.bias",) if spec.norm == "batch_norm" else ()
     return Example(
         f"conformer_layer, {name}", run, jolt(trees), jolt(state), frames(), chance=True,
-        mates=spec.norm == "batch_norm", forward_mode=not spec.fused, without_gradient=falls_out,
+        coupled_rows=spec.norm == "batch_norm", forward_mode=not spec.fused, without_gradient=falls_out,
     )  # fmt: skip
 
 
@@ -244,7 +244,8 @@ def encoder_example(name: str, **options: Any) -> Example:
     falls_out = ("key.bias", "conv.depthwise.bias") if cfg.conv_norm_type == "batch_norm" else ("key.bias",)
     return Example(
         f"encode, {name}", run, jolt(params), jolt(state), inputs, chance=True,
-        mates=cfg.conv_norm_type == "batch_norm", forward_mode=not cfg.use_pytorch_sdpa, without_gradient=falls_out,
+        coupled_rows=cfg.conv_norm_type == "batch_norm", forward_mode=not cfg.use_pytorch_sdpa,
+        without_gradient=falls_out,
     )  # fmt: skip
 
 
@@ -299,6 +300,6 @@ def model(*overrides: str) -> Example:
     # Small moves: the codebooks' rows must stay on the sphere.
     state = {**state, "encoder": jolt(state["encoder"])}
     return Example(
-        "loss", run, params, state, batch(), chance=True, mates=True,
+        "loss", run, params, state, batch(), chance=True, coupled_rows=True,
         without_gradient=("key.bias", "conv.depthwise.bias"),
     )  # fmt: skip

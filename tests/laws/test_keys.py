@@ -78,4 +78,6 @@ def test_the_law_fires(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_dropout_of_one_layer_leaves_the_others_alone() -> None:
     """Draws are named by their path: a rate that is switched on elsewhere does not shift them."""
     keys = random.split(key(1), 7)
-    assert torch.equal(random.keep(keys[3], 0.1, (5,)), random.keep(random.split(key(1), 9)[3], 0.1, (5,)))
+    assert torch.equal(
+        random.dropout_mask(keys[3], 0.1, (5,)), random.dropout_mask(random.split(key(1), 9)[3], 0.1, (5,))
+    )

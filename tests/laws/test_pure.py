@@ -24,7 +24,7 @@ def check(example: Example, train: bool) -> None:
         assert old.keys() == new.keys()
         for path in old:
             assert torch.equal(old[path], new[path]), f"{example.name} wrote to {path}"
-    if train and example.mates:
+    if train and example.coupled_rows:
         given = {leaf.data_ptr() for leaf in flatten(example.state).values()}
         new = result.state.get("encoder", result.state)
         made = {leaf.data_ptr() for leaf in flatten(new).values()}
@@ -41,7 +41,7 @@ def test_arguments_of_the_model_stay_as_they_are() -> None:
     check(model(), True)
 
 
-@pytest.mark.parametrize("example", [one for one in ALL if not one.mates], ids=repr)
+@pytest.mark.parametrize("example", [one for one in ALL if not one.coupled_rows], ids=repr)
 def test_state_passes_through(example: Example) -> None:
     """Where nothing is remembered, the state that comes out is the one that went in."""
     out = example.run(example.params, example.state, example.inputs, key(3), True).state

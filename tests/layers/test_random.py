@@ -66,7 +66,7 @@ def draws(key: torch.Tensor) -> dict[str, torch.Tensor]:
         "bits": random.bits(key, (*lead, 7)),
         "uniform": random.uniform(key, (*lead, 7)),
         "normal": random.normal(key, (*lead, 7)),
-        "keep": random.keep(key, 0.4, (*lead, 21)),
+        "keep": random.dropout_mask(key, 0.4, (*lead, 21)),
         "bernoulli": random.bernoulli(key, 0.4, (*lead, 9)),
         "randint": random.randint(key, -3, 11, (*lead, 9)),
         "permutation": random.permutation(key, 9),
@@ -86,7 +86,7 @@ def test_frozen(seed: str) -> None:
 
 def test_frozen_dropout_mask() -> None:
     """A large one, by its count and by where 1's are: the layout of 16-bit decisions over pieces."""
-    kept = random.keep(random.key(1), 0.1, (1000, 333))
+    kept = random.dropout_mask(random.key(1), 0.1, (1000, 333))
     where = kept.flatten().nonzero()[:, 0]
     assert [int(kept.sum()), int(where.sum()), int((where * where).sum())] == GOLDEN["keep_1000x333"]
 
@@ -116,9 +116,9 @@ def test_compiled_gives_the_same_bits() -> None:
 
 def test_pieces_of_the_cache_size_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     key = random.key(2)
-    whole = random.keep(key, 0.3, (1 << 17,)), random.bits(key, (1 << 15,))
+    whole = random.dropout_mask(key, 0.3, (1 << 17,)), random.bits(key, (1 << 15,))
     monkeypatch.setattr(random, "_CHUNK", 1000)
-    assert torch.equal(random.keep(key, 0.3, (1 << 17,)), whole[0])
+    assert torch.equal(random.dropout_mask(key, 0.3, (1 << 17,)), whole[0])
     assert torch.equal(random.bits(key, (1 << 15,)), whole[1])
 
 
@@ -133,7 +133,7 @@ def test_any_shape(shape: tuple[int, ...]) -> None:
     key = random.key(0)
     assert random.uniform(key, shape).shape == shape
     assert random.normal(key, shape).shape == shape
-    assert random.keep(key, 0.5, shape).shape == shape
+    assert random.dropout_mask(key, 0.5, shape).shape == shape
 
 
 def test_fold_in_takes_numbers_and_tensors() -> None:
@@ -180,14 +180,14 @@ def test_normal_is_normal() -> None:
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 0.999, 1.0])
 def test_keep_keeps_its_share(rate: float) -> None:
-    kept = random.keep(random.key(1), rate, (N,)).double()
+    kept = random.dropout_mask(random.key(1), rate, (N,)).double()
     assert abs(float(kept.mean()) - (1 - rate)) <= 4 * math.sqrt(rate * (1 - rate) / N)
     planes = kept.reshape(8, -1).mean(1)  # the eight half-words of a block
     assert (planes - (1 - rate)).abs().max() <= 4.5 * math.sqrt(8 * rate * (1 - rate) / N)
 
 
 def test_half_words_are_independent() -> None:
-    kept = random.keep(random.key(2), 0.3, (N,)).double().reshape(8, -1) - 0.7
+    kept = random.dropout_mask(random.key(2), 0.3, (N,)).double().reshape(8, -1) - 0.7
     correlation = (kept @ kept.T) / kept.shape[1] / 0.21
     assert (correlation - torch.eye(8)).abs().max() < 4.5 / math.sqrt(N / 8)
 

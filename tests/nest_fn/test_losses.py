@@ -14,7 +14,7 @@ from nest_fn.config.model import DecoderConfig, LossConfig
 from nest_fn.decoder import INIT_MODES, init_decoder, log_probs, logits
 from nest_fn.layers import random
 from nest_fn.layers.types import Tensor
-from nest_fn.losses import MaskedLoss, _with_room, masked_cross_entropy, masked_token_loss, token_mask
+from nest_fn.losses import MaskedLoss, _pad_to_capacity, masked_cross_entropy, masked_token_loss, token_mask
 
 CFG = DecoderConfig(feat_in=8, num_classes=11, num_decoders=2)
 B, T = 3, 300  # 900 tokens: more than the least room
@@ -95,7 +95,7 @@ def test_tokens_beyond_the_room_are_counted() -> None:
 
 
 def test_a_small_batch_always_has_room() -> None:
-    index, filled = _with_room(torch.ones(500, dtype=torch.bool), 0.01)
+    index, filled = _pad_to_capacity(torch.ones(500, dtype=torch.bool), 0.01)
     assert filled.all() and torch.equal(index, torch.arange(500))
 
 

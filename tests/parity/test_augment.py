@@ -54,13 +54,15 @@ def _replay_row(
         sources = [(row, sum(sizes[:k]), noise_lengths[row]) for k in range(segments)]
     else:
         ratio = draw.uniform(c["min_r_speech"], c["max_r_speech"])
-        mates = draw.sample([other for other in range(len(lengths)) if other != row], min(speakers, len(lengths) - 1))
+        interfering = draw.sample(
+            [other for other in range(len(lengths)) if other != row], min(speakers, len(lengths) - 1)
+        )
         sources, now = [], 0
         for size in sizes:
-            period = lengths[mates[now]]
+            period = lengths[interfering[now]]
             first = draw.randint(0, period - size - 1) if period > size else 0
-            sources.append((len(lengths) + mates[now], first, period))
-            now = now + 1 if now + 1 < len(mates) else draw.randint(0, len(mates) - 1)
+            sources.append((len(lengths) + interfering[now], first, period))
+            now = now + 1 if now + 1 < len(interfering) else draw.randint(0, len(interfering) - 1)
     begins, low, high = [], 0, lengths[row] - covered
     for size in sizes:
         begins.append(draw.randint(low, high - 1) if low < high else low)

@@ -59,50 +59,51 @@ def plan_mix(words: Tensor, batch: Mapping[str, Tensor], pool: Mapping[str, Tens
     begins, firsts, again, sizes = (
         words[:, _ROW_WORDS : -speakers_heard(cfg)].unflatten(-1, (_PART_WORDS, -1)).unbind(1)
     )
-    mates, others = draw_mates(words[:, -speakers_heard(cfg) :], batch["row"], pool)
+    interfering, others = draw_interfering_speakers(words[:, -speakers_heard(cfg) :], batch["row"], pool)
 
-    mixed = (share(apply) < cfg.prob) & (batch["weight"] > 0) & (length > 0)
-    is_noise = (share(kind) < cfg.noise_ratio) | (others == 0)
-    covered = torch.floor(length * between(rate, cfg.min_mix_rate, cfg.max_mix_rate)).to(torch.int64).clamp(min=1)
-    count = torch.minimum(integer(segments, cfg.min_num_segments, cfg.max_num_segments + 1), covered)  # Q33
-    speaker_count = torch.minimum(integer(speakers, cfg.min_num_speakers, cfg.max_num_speakers + 1), others)
+    mixed = (unit_uniform(apply) < cfg.prob) & (batch["weight"] > 0) & (length > 0)
+    is_noise = (unit_uniform(kind) < cfg.noise_ratio) | (others == 0)
+    mix_rate = uniform_between(rate, cfg.min_mix_rate, cfg.max_mix_rate)
+    covered = torch.floor(length * mix_rate).to(torch.int64).clamp(min=1)
+    count = torch.minimum(randint_from(segments, cfg.min_num_segments, cfg.max_num_segments + 1), covered)  # Q33
+    speaker_count = torch.minimum(randint_from(speakers, cfg.min_num_speakers, cfg.max_num_speakers + 1), others)
     size = _draw_sizes(sizes, covered, count)
     begin = _draw_begins(begins, length - covered, size)
 
-    speech = _speech_parts(firsts, again, mates, speaker_count, size, pool["audio_len"])
+    speech = _speech_parts(firsts, again, interfering, speaker_count, size, pool["audio_len"])
     noise = _noise_parts(batch["noise_len"], size)
     source, first, period = (torch.where(is_noise[:, None], a, b) for a, b in zip(noise, speech, strict=True))
     parts = Parts(begin, torch.where(mixed[:, None] & (period > 0), size, 0), source, first, period.clamp(min=1))
     if cfg.keep_raw_noise:
         parts = _with_raw_noise(parts, mixed, batch)
-    in_noise = between(level, cfg.min_r_noise, cfg.max_r_noise)
-    in_speech = between(level, cfg.min_r_speech, cfg.max_r_speech)
+    in_noise = uniform_between(level, cfg.min_r_noise, cfg.max_r_noise)
+    in_speech = uniform_between(level, cfg.min_r_speech, cfg.max_r_speech)
     return MixPlan(parts, mixed, torch.where(is_noise, in_noise, in_speech).to(torch.float32))
 
 
-def at_places(plan: MixPlan, place: Tensor, rows: int) -> MixPlan:
+def relocate_sources(plan: MixPlan, place: Tensor, rows: int) -> MixPlan:
     """The plan where row ``p`` of the pool stands at ``place[p]`` of what is at hand: int64 ``[P]``."""
     source = plan.parts.source
     found = rows + place[(source - rows).clamp(min=0)]
     return plan._replace(parts=plan.parts._replace(source=torch.where(source < rows, source, found)))
 
 
-def share(word: Tensor) -> Tensor:
+def unit_uniform(word: Tensor) -> Tensor:
     """A word as a float64 in [0, 1)."""
     return word.to(torch.float64) * 2.0**-32
 
 
-def between(word: Tensor, low: float, high: float) -> Tensor:
+def uniform_between(word: Tensor, low: float, high: float) -> Tensor:
     """Uniform in ``[low, high)``, float64; ``low`` where they are equal."""
-    return low + share(word) * (high - low)
+    return low + unit_uniform(word) * (high - low)
 
 
-def integer(word: Tensor, low: int, high: int | Tensor) -> Tensor:
+def randint_from(word: Tensor, low: int, high: int | Tensor) -> Tensor:
     """Uniform integers in ``[low, high)``."""
     return low + ((word * (high - low)) >> 32)
 
 
-def draw_mates(words: Tensor, row: Tensor, pool: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+def draw_interfering_speakers(words: Tensor, row: Tensor, pool: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Distinct other rows of the pool, ``[B, K]``, and how many others there are, ``[B]``; the first so many hold."""
     usable = (pool["weight"] > 0) & (pool["audio_len"] > 0)
     # By a search, not by comparing each row with each: no tensor [B, P], and Triton refuses reductions over one in the
@@ -114,14 +115,14 @@ def draw_mates(words: Tensor, row: Tensor, pool: Mapping[str, Tensor]) -> tuple[
     others = usable.sum() - present.to(torch.int64)
     # Places in the order that are taken, ascending: the row itself, then the speakers drawn so far.
     taken = torch.where(present, own, _FAR)[:, None]
-    mates = []
+    drawn = []
     for k in range(words.shape[1]):
-        place = integer(words[:, k], 0, (others - k).clamp(min=1))
+        place = randint_from(words[:, k], 0, (others - k).clamp(min=1))
         for t in range(k + 1):
             place = place + (place >= taken[:, t]).to(torch.int64)
-        mates.append(order[place.clamp(max=order.shape[0] - 1)])
+        drawn.append(order[place.clamp(max=order.shape[0] - 1)])
         taken = torch.cat((taken, place[:, None]), dim=-1).sort(-1).values
-    return torch.stack(mates, dim=-1), others
+    return torch.stack(drawn, dim=-1), others
 
 
 def _draw_sizes(words: Tensor, covered: Tensor, count: Tensor) -> Tensor:
@@ -137,7 +138,7 @@ def _draw_sizes(words: Tensor, covered: Tensor, count: Tensor) -> Tensor:
         rest = (count - k).clamp(min=1)  # parts yet to be made, with this one
         mean = left / rest.to(torch.float64)
         deviation = torch.sqrt(mean * (1 - 1 / rest))
-        normal = math.sqrt(2) * torch.erfinv(2 * (share(word) + 2.0**-33) - 1)
+        normal = math.sqrt(2) * torch.erfinv(2 * (unit_uniform(word) + 2.0**-33) - 1)
         drawn = torch.round(mean + deviation * normal).to(torch.int64)
         size = torch.where(k < count, torch.minimum(drawn.clamp(min=1), left - (rest - 1)), 0)
         left = left - size
@@ -149,7 +150,7 @@ def _draw_begins(words: Tensor, slack: Tensor, size: Tensor) -> Tensor:
     """Where the parts begin, in their order and without overlap, ``slack`` samples staying free: ``[B, S]``."""
     low, high, begins = torch.zeros_like(slack), slack, []
     for k in range(words.shape[1]):
-        begin = low + integer(words[:, k], 0, (high - low).clamp(min=1))
+        begin = low + randint_from(words[:, k], 0, (high - low).clamp(min=1))
         low, high = begin + size[:, k], high + size[:, k]
         begins.append(begin)
     return torch.stack(begins, dim=-1)
@@ -162,14 +163,15 @@ def _noise_parts(noise_len: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tenso
 
 
 def _speech_parts(
-    firsts: Tensor, again: Tensor, mates: Tensor, speakers: Tensor, size: Tensor, pool_len: Tensor
+    firsts: Tensor, again: Tensor, interfering: Tensor, speakers: Tensor, size: Tensor, pool_len: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same for interfering speakers: each drawn one once, then any; long signals are cropped, short ones repeat."""
     places = torch.arange(size.shape[1], device=size.device)
-    anyone = integer(again, 0, speakers[:, None].clamp(min=1))
-    mate = mates.gather(-1, torch.where(places < speakers[:, None], places, anyone).clamp(max=mates.shape[1] - 1))
-    period = pool_len[mate]
-    return size.shape[0] + mate, integer(firsts, 0, (period - size).clamp(min=1)), period
+    anyone = randint_from(again, 0, speakers[:, None].clamp(min=1))
+    turn = torch.where(places < speakers[:, None], places, anyone).clamp(max=interfering.shape[1] - 1)
+    speaker = interfering.gather(-1, turn)
+    period = pool_len[speaker]
+    return size.shape[0] + speaker, randint_from(firsts, 0, (period - size).clamp(min=1)), period
 
 
 def _with_raw_noise(parts: Parts, mixed: Tensor, batch: Mapping[str, Tensor]) -> Parts:

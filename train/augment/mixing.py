@@ -1,4 +1,4 @@
-"""From a batch as it was read to what the model hears: noise, other speakers and rooms, mixed on the device.
+"""From a batch as it was read to the model's input: noise, interfering speakers and reverberation, mixed on the device.
 
 A pure function of the batch and a key that never waits for the device and compiles into one graph. Each row draws from
 ``fold_in(key, utterance)``; ``mix_plan.py`` says what. Energies are sums over the row's whole length, the silence
@@ -23,11 +23,11 @@ from nest_fn.config.training import AugmentConfig
 from nest_fn.layers import random
 from nest_fn.layers.types import Key, Tensor
 
-from .mix_plan import MixPlan, Parts, at_places, plan_mix, words_needed
+from .mix_plan import MixPlan, Parts, plan_mix, relocate_sources, words_needed
 from .reverb import reverberate
 
 _SCALE = 2.0**-15  # of an int16 step, with full scale at 1
-_ROOM_WORDS = 2
+_RIR_WORDS = 2
 
 
 def augment(
@@ -82,15 +82,15 @@ def _mix(
         raise ValueError(
             "augment: mixing draws and needs key=; pass one, or set prob, rir_prob and keep_raw_noise off."
         )
-    room, words = draw_words(key, batch["utterance"], cfg)
+    rir_words, words = draw_words(key, batch["utterance"], cfg)
     speech = audio
     if cfg.rir_prob > 0 and rirs is not None:
-        speech = reverberate(audio, batch["audio_len"], rirs, room, cfg.rir_prob)
+        speech = reverberate(audio, batch["audio_len"], rirs, rir_words, cfg.rir_prob)
     if cfg.prob == 0 and not cfg.keep_raw_noise:
         return speech
     plan = plan_mix(words, batch, pool, cfg)
     if "place" in pool:
-        plan = at_places(plan, pool["place"], speech.shape[0])
+        plan = relocate_sources(plan, pool["place"], speech.shape[0])
     return mix_parts(speech, batch["noise"], pool["audio"], plan)
 
 
@@ -100,8 +100,8 @@ def split_key(key: Key) -> tuple[Key, Key]:
     return mixing, model
 
 
-def mixed(raw: Mapping[str, Any], cfg: Config, key: Key, rirs: Tensor | None) -> tuple[dict[str, Tensor], Key]:
-    """What the model hears of ``raw`` in a step, and the model's own key."""
+def prepare_inputs(raw: Mapping[str, Any], cfg: Config, key: Key, rirs: Tensor | None) -> tuple[dict[str, Tensor], Key]:
+    """The model's batch made from ``raw`` in a step, and the model's own key."""
     mixing, model = split_key(key)
     batch = augment(raw, cfg.data.augment, mixing, rirs, pool=raw.get("pool"))
     batch["row"] = raw["utterance"]
@@ -109,9 +109,9 @@ def mixed(raw: Mapping[str, Any], cfg: Config, key: Key, rirs: Tensor | None) ->
 
 
 def draw_words(key: Key, utterance: Tensor, cfg: AugmentConfig) -> tuple[Tensor, Tensor]:
-    """All draws of a mixture: utterances int64 ``[B]`` -> words for the room and for ``plan_mix``, ``[B, ...]``."""
-    words = random.bits(random.fold_in(key, utterance), (utterance.shape[0], _ROOM_WORDS + words_needed(cfg)))
-    return words[:, :_ROOM_WORDS], words[:, _ROOM_WORDS:]
+    """Draws of a mixture: utterances int64 ``[B]`` -> words of the reverberation and of ``plan_mix``, ``[B, ...]``."""
+    words = random.bits(random.fold_in(key, utterance), (utterance.shape[0], _RIR_WORDS + words_needed(cfg)))
+    return words[:, :_RIR_WORDS], words[:, _RIR_WORDS:]
 
 
 def mix_parts(speech: Tensor, noise: Tensor, others: Tensor, plan: MixPlan) -> Tensor:

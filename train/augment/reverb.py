@@ -10,10 +10,10 @@ from nest_fn.layers.types import Tensor
 from nest_fn.train.data.clips import load_clips
 from nest_fn.train.errors import UsageError
 
-from .mix_plan import integer, share
+from .mix_plan import randint_from, unit_uniform
 
 
-def load_rooms(config: DataConfig, sample_rate: int = 16000) -> Tensor | None:
+def load_rirs(config: DataConfig, sample_rate: int = 16000) -> Tensor | None:
     """The responses of ``data.rir``, float32 ``[R, L]`` with zeros behind the shorter ones; None if none are asked for.
 
     Raises ``DataError``, and ``UsageError`` if ``rir_prob`` asks for rooms and no manifest is named.
@@ -28,7 +28,7 @@ def load_rooms(config: DataConfig, sample_rate: int = 16000) -> Tensor | None:
 
 
 def reverberate(audio: Tensor, length: Tensor, rirs: Tensor, words: Tensor, prob: float) -> Tensor:
-    """A share ``prob`` of the rows as heard in one of the rooms: audio ``[B, N]``, rirs ``[R, L] -> [B, N]``.
+    """Convolve a fraction ``prob`` of the rows with room responses: audio ``[B, N]``, rirs ``[R, L] -> [B, N]``.
 
     ``words`` int64 ``[B, 2]``, uniform in [0, 2^32), decide whether and which. The direct path (the response's largest
     sample) is moved to time 0, so that frames stay where the targets are; the energy within ``length`` is the dry
@@ -36,7 +36,7 @@ def reverberate(audio: Tensor, length: Tensor, rirs: Tensor, words: Tensor, prob
     """
     if rirs.ndim != 2 or 0 in rirs.shape:
         raise ValueError(f"reverberate: rirs are {list(rirs.shape)}; want [rooms, samples], at least one of each.")
-    response = rirs.to(audio.dtype)[integer(words[:, 1], 0, rirs.shape[0])]  # [B, L]
+    response = rirs.to(audio.dtype)[randint_from(words[:, 1], 0, rirs.shape[0])]  # [B, L]
     size = _fft_size(audio.shape[1] + rirs.shape[1] - 1)
     direct = response.abs().argmax(-1, keepdim=True)
     place = (torch.arange(rirs.shape[1], device=audio.device) - direct) % size
@@ -45,7 +45,7 @@ def reverberate(audio: Tensor, length: Tensor, rirs: Tensor, words: Tensor, prob
     heard = torch.where(valid_mask(length, audio.shape[1]), heard, 0.0)
     loudness = torch.linalg.vector_norm(heard, dim=-1)
     scale = torch.linalg.vector_norm(audio, dim=-1) / torch.where(loudness > 0, loudness, 1.0)
-    chosen = (share(words[:, 0]) < prob) & (loudness > 0)
+    chosen = (unit_uniform(words[:, 0]) < prob) & (loudness > 0)
     return torch.where(chosen[:, None], heard * scale[:, None], audio)
 
 

@@ -22,14 +22,16 @@ from .mixing import draw_words, split_key
 _NUMBERS = ("audio_len", "row", "utterance", "noise_len", "weight")
 
 
-def gather_mates(raw: RawBatch, audio: Tensor, cfg: AugmentConfig, key: Key, ranks: Ranks) -> dict[str, Tensor] | None:
+def gather_speaker_pool(
+    raw: RawBatch, audio: Tensor, cfg: AugmentConfig, key: Key, ranks: Ranks
+) -> dict[str, Tensor] | None:
     """The ``pool`` of ``augment`` for this rank's rows of a batch, None where its own rows are all there is to know.
 
     ``raw`` is on the CPU, ``audio`` int16 ``[B, N]`` is its audio on the device, ``key`` that of the step. The pool's
     ``audio`` always has room for as many rows as ``B`` rows can want, so that shapes stay static; ``place`` int64
     ``[W B]`` says where in it a row of the whole batch stands.
     """
-    if ranks.alone or cfg.prob == 0 or cfg.noise_ratio == 1:
+    if ranks.is_single or cfg.prob == 0 or cfg.noise_ratio == 1:
         return None
     rows = audio.shape[0]
     whole = _gather_numbers(raw, ranks)
@@ -40,7 +42,7 @@ def gather_mates(raw: RawBatch, audio: Tensor, cfg: AugmentConfig, key: Key, ran
     mine, begin = wanted[ranks.rank], ranks.rank * rows
     sent = [[place - begin for place in places if place // rows == ranks.rank] for places in wanted]
     came = [sum(place // rows == rank for place in mine) for rank in range(ranks.world)]
-    received = ranks.exchange(audio[list(chain(*sent))], list(map(len, sent)), came)
+    received = ranks.all_to_all(audio[list(chain(*sent))], list(map(len, sent)), came)
     held = audio.new_zeros(rows * speakers_heard(cfg), audio.shape[1])
     held[: len(mine)] = received
     place = torch.zeros(ranks.world * rows, dtype=torch.int64)
@@ -52,4 +54,4 @@ def gather_mates(raw: RawBatch, audio: Tensor, cfg: AugmentConfig, key: Key, ran
 def _gather_numbers(raw: RawBatch, ranks: Ranks) -> dict[str, Tensor]:
     """What mixtures depend on, of the rows of all ranks in their order: int64 ``[W B]`` each."""
     own = torch.stack([raw[name].to(torch.int64) for name in _NUMBERS])  # type: ignore[literal-required]
-    return dict(zip(_NUMBERS, ranks.gather(own).transpose(0, 1).flatten(1), strict=True))
+    return dict(zip(_NUMBERS, ranks.all_gather(own).transpose(0, 1).flatten(1), strict=True))

@@ -64,7 +64,7 @@ def add_commands(commands: Any) -> None:
 def _finetune(args: argparse.Namespace) -> None:
     from nest_fn.checkpoint.folder import META, own_checkpoint, read_meta, versions, write_checkpoint
     from nest_fn.config.writer import to_text
-    from nest_fn.files.atomic import anything, replacing
+    from nest_fn.files.atomic import anything, atomic_write
     from nest_fn.files.outputs import begin, claim, finish
     from nest_fn.interop.convert import model_digest
     from nest_fn.layers import random
@@ -91,7 +91,7 @@ def _finetune(args: argparse.Namespace) -> None:
     lines = []
     for step, rates, made in steps:
         lines.append({"step": step, **rates._asdict()})
-        with replacing(out / "metrics.jsonl", 0, replaces=anything) as temporary:
+        with atomic_write(out / "metrics.jsonl", 0, replaces=anything) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
         trees = {"params": made.params, "state": made.state, "head": made.head}
         meta = {"step": step, "tokens": list(made.alphabet.tokens)}

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from nest_fn.config import Config, ConfigError
 from nest_fn.config.writer import to_text
 from nest_fn.files.quoting import shown
-from nest_fn.train.errors import EXIT_FAILURE, EXIT_PIPE, NestError, UsageError, exit_code, words
+from nest_fn.train.errors import EXIT_FAILURE, EXIT_PIPE, NestError, UsageError, error_text, exit_code
 from nest_fn.version import __version__
 
 from . import option_types
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(unprinted, BrokenPipeError):
         return code or EXIT_PIPE
     if unprinted is not None:
-        _tell(words(named_output(unprinted)))
+        _tell(error_text(named_output(unprinted)))
         return code or EXIT_FAILURE
     return code
 
@@ -70,11 +70,11 @@ def _run(argv: Sequence[str] | None) -> int:
     except BrokenPipeError:
         return EXIT_PIPE
     except (NestError, ConfigError, OSError) as error:
-        _tell(words(error))
+        _tell(error_text(error))
         misnamed = isinstance(error, OSError) and error.errno in _MISNAMED
         return _ended(UsageError.exit_code if misnamed else exit_code(error))
     except (Exception, KeyboardInterrupt) as error:
-        _tell(words(error))
+        _tell(error_text(error))
         return _ended(exit_code(error))
 
 
@@ -108,11 +108,11 @@ def _ended(code: int) -> int:
     return code
 
 
-def _abandon(log: Any, error: NestError) -> None:
+def _on_hang(log: Any, error: NestError) -> None:
     """End at once, whatever the main thread waits for."""
-    log.write(words(error))
+    log.write(error_text(error))
     log.close()
-    _tell(words(error))
+    _tell(error_text(error))
     os._exit(error.exit_code)
 
 
@@ -183,7 +183,7 @@ def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _pretrain(args: argparse.Namespace) -> int:
-    from nest_fn.train.distributed.launch import joined
+    from nest_fn.train.distributed.launch import init_ranks
     from nest_fn.train.run.loop import pretrain
     from nest_fn.train.run.record.log_file import LogFile
     from nest_fn.train.run.record.run_folder import RunFolder
@@ -199,8 +199,8 @@ def _pretrain(args: argparse.Namespace) -> int:
         return 0
     folder = RunFolder(args.folder or Path("runs") / Path(args.config).stem)
     command = [shlex.quote(word) for word in sys.argv]
-    abandon = partial(_abandon, LogFile(folder.log(int(os.environ.get("RANK", "0")))))
-    with joined(cfg.trainer.rank_timeout_s, cfg.trainer.collective_timeout_s, abandon) as job:
+    on_hang = partial(_on_hang, LogFile(folder.log(int(os.environ.get("RANK", "0")))))
+    with init_ranks(cfg.trainer.rank_timeout_s, cfg.trainer.collective_timeout_s, on_hang) as job:
         return pretrain(
             cfg, folder, ConsoleReporter(), resume=args.resume, command=command, allow_changes=args.allow_changes,
             job=job,

@@ -15,7 +15,7 @@ from nest_fn.extras import has_extra
 from nest_fn.train.data.corpus.manifest import write_manifest
 from nest_fn.train.data.corpus.wav import write_wav
 from nest_fn.train.data.dataset import Dataset, batches, open_dataset
-from nest_fn.train.hash_rng import stream_key, uniform, words
+from nest_fn.train.hash_rng import random_words, stream_key, uniform
 
 _RATE = 16000  # Hz
 _CLIP = 12  # seconds
@@ -87,7 +87,7 @@ def _write_clips(folder: Path, name: str, count: int, suffix: str) -> str:
 
 def _clip(name: str, number: int) -> NDArray[np.int16]:
     """Low-passed noise under an envelope of four syllables a second."""
-    white = uniform(words(stream_key(number, f"bench {name}", 0), np.arange(_CLIP * _RATE), 1)[:, 0]) - 0.5
+    white = uniform(random_words(stream_key(number, f"bench {name}", 0), np.arange(_CLIP * _RATE), 1)[:, 0]) - 0.5
     low = np.convolve(white, np.hanning(16), mode="same")
     envelope = 0.02 + np.sin(2 * np.pi * np.arange(len(low)) / _RATE) ** 2 * 0.3
     return np.asarray((low / np.abs(low).max() * envelope * 32767).astype(np.int16))

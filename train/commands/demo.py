@@ -13,7 +13,7 @@ from nest_fn.checkpoint import folder as checkpoint_files
 from nest_fn.checkpoint import retention as checkpoint_folder
 from nest_fn.config import Config
 from nest_fn.config.writer import to_text
-from nest_fn.files.atomic import anything, replacing
+from nest_fn.files.atomic import anything, atomic_write
 from nest_fn.files.outputs import begin, claim
 from nest_fn.frontend import log_mel
 from nest_fn.hidden_states import features
@@ -54,7 +54,7 @@ def run_demo(cfg: Config, run: Path, seed: int, reporter: Reporter) -> int:
     if code:
         return code
     found = probe_run(cfg, run / "run", manifests)
-    with replacing(run / "probe.json", 0, replaces=anything) as temporary:
+    with atomic_write(run / "probe.json", 0, replaces=anything) as temporary:
         temporary.write_text(json.dumps(found, indent=1) + "\n")
     for line in summary(run / "run", found):
         reporter.say(line)

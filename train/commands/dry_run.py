@@ -12,10 +12,10 @@ from nest_fn.config import Config
 from nest_fn.layers import random
 from nest_fn.layers.tree import count, flatten
 from nest_fn.model import abstract
-from nest_fn.train.augment.reverb import load_rooms
+from nest_fn.train.augment.reverb import load_rirs
 from nest_fn.train.data.dataset import RawBatch, load_batch, open_dataset
 from nest_fn.train.run.context import choose_device
-from nest_fn.train.run.failure_dump import memory_told
+from nest_fn.train.run.failure_dump import explain_oom
 from nest_fn.train.step.micro_batches import micro_batches, to_device
 from nest_fn.train.step.step import init_train_state, make_step, training_loss
 
@@ -40,14 +40,14 @@ def describe(cfg: Config) -> Iterator[str]:
     number = plan.largest()
     raw = load_batch(dataset, plan.batch(number), 0, number)
     yield f"largest batch: {raw['audio'].shape[0]} x {raw['audio'].shape[1] / cfg.sample_rate:.2f} s"
-    with memory_told(raw, cfg, choose_device(cfg.trainer.device)):
+    with explain_oom(raw, cfg, choose_device(cfg.trainer.device)):
         yield from _try(cfg, raw)
 
 
 def _try(cfg: Config, raw: RawBatch) -> Iterator[str]:
     device = choose_device(cfg.trainer.device)
     parts = micro_batches(to_device(raw, device), cfg.trainer.accumulate)
-    rirs = load_rooms(cfg.data, cfg.sample_rate)
+    rirs = load_rirs(cfg.data, cfg.sample_rate)
     step = make_step(cfg, loss=training_loss(cfg, None if rirs is None else rirs.to(device)))
     key = random.key(cfg.trainer.seed, device=device)
     started = time.monotonic()

@@ -27,14 +27,14 @@ from nest_fn.layers.lengths import valid_mask
 from nest_fn.layers.types import Key, Tensor
 from nest_fn.losses import token_mask
 from nest_fn.model import forward
-from nest_fn.train.augment.mixing import mixed
+from nest_fn.train.augment.mixing import prepare_inputs
 from nest_fn.train.data.dataset import RawBatch, batches
 from nest_fn.train.errors import CheckpointError, UsageError
 from nest_fn.train.run.context import TRAIN, Reporter, Run, open_run, step_parts
-from nest_fn.train.run.failure_dump import failures_folder, memory_told, named
+from nest_fn.train.run.failure_dump import explain_oom, failures_folder, shorten
 from nest_fn.train.run.record.checkpoints import Saved, load, refuse_changes
 from nest_fn.train.run.record.run_folder import RunFolder
-from nest_fn.train.run.state_sharding import beginning
+from nest_fn.train.run.state_sharding import initial_train_state
 from nest_fn.train.step import metrics as measures
 from nest_fn.train.step.micro_batches import micro_batches, to_device
 from nest_fn.train.step.step import RefusedUpdate, TrainState, cast, make_step, training_loss
@@ -86,7 +86,7 @@ def replay(folder: str | Path, step: int, overrides: Sequence[str], reporter: Re
         ts = _catch_up(run, saved, make, stream, step)
         raw = next(stream)
     values, wrong = _made(run, ts, make, raw)
-    line = measures.report(measures.add({}, values))
+    line = measures.summarise(measures.add({}, values))
     rows = tuple(_rows(run, ts, raw))
     return Replayed(
         step, origin, raw["epoch"], raw["batch"], line["loss"], float(values["grad_norm"]), rows, tuple(wrong)
@@ -104,7 +104,7 @@ def report(found: Replayed) -> Iterator[str]:
         odd = f"  {', '.join(row.remarks)}" if row.remarks else ""
         yield f"  {row.name}: {row.seconds:.2f} s, loss {row.loss:.4f} over {row.masked} masked tokens{odd}"
     if found.wrong:
-        yield f"gradients not finite, {len(found.wrong)} parameters: {named(list(found.wrong))}"
+        yield f"gradients not finite, {len(found.wrong)} parameters: {shorten(list(found.wrong))}"
     yield "finite" if found.finite else "not finite"
 
 
@@ -154,7 +154,7 @@ def _from_the_seed(run: Run, step: int, problems: Sequence[str]) -> Saved:
         if "data_digest" in meta:
             refuse_changes(run.cfg, settings, meta, run.digest, True, run.reporter.warn)
             break
-    return Saved(beginning(run), 0, 0, {})
+    return Saved(initial_train_state(run), 0, 0, {})
 
 
 def _parts(run: Run, raw: RawBatch) -> list[dict[str, Any]]:
@@ -170,7 +170,7 @@ def _catch_up(run: Run, saved: Saved, make: Any, stream: Iterator[RawBatch], ste
     ts = saved.ts
     for raw in islice(stream, step - ts.step):
         try:
-            with memory_told(raw, run.cfg, run.device):
+            with explain_oom(raw, run.cfg, run.device):
                 ts, _ = make(ts, _parts(run, raw), _key(run, ts.step))
         except RefusedUpdate:
             ts = ts._replace(step=ts.step + 1)
@@ -180,7 +180,7 @@ def _catch_up(run: Run, saved: Saved, make: Any, stream: Iterator[RawBatch], ste
 def _made(run: Run, ts: TrainState, make: Any, raw: RawBatch) -> tuple[dict[str, Tensor], list[str]]:
     """The step's metrics, and the parameters whose gradient is not finite."""
     try:
-        with memory_told(raw, run.cfg, run.device):
+        with explain_oom(raw, run.cfg, run.device):
             _, values = make(ts, _parts(run, raw), _key(run, ts.step))
     except RefusedUpdate as refused:
         return refused.metrics, refused.wrong
@@ -201,7 +201,7 @@ def _rows(run: Run, ts: TrainState, raw: RawBatch) -> Iterator[Row]:
 def _look(run: Run, ts: TrainState, part: dict[str, Any]) -> list[tuple[float, int, tuple[str, ...]]]:
     """Loss, masked tokens and remarks of each row of a micro-batch."""
     cfg = run.cfg
-    batch, key = mixed(part, cfg, _key(run, ts.step), run.rirs)
+    batch, key = prepare_inputs(part, cfg, _key(run, ts.step), run.rirs)
     output, _ = forward(cast(ts.params, cfg), ts.state, batch, cfg, key=key, train=True)
     scores = output.log_probs if output.log_probs.ndim == 4 else output.log_probs[..., None]  # [B, T, C, K]
     tokens = output.tokens if output.tokens.ndim == 3 else output.tokens[..., None]  # [B, T, K]

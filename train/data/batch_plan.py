@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nest_fn.train.hash_rng import copy_hash, stream_key, words
+from nest_fn.train.hash_rng import copy_hash, random_words, stream_key
 
 from .buckets import Shapes, moves_up
 
@@ -109,12 +109,12 @@ def plan_epoch(
     index, copy = _occurrences(len(lengths), weight, seed, epoch)
     if shuffle:
         hashes = copy_hash(utterance[index], copy)
-        order = np.argsort(words(stream_key(seed, "shuffle", epoch), hashes, 1)[:, 0], kind="stable")
+        order = np.argsort(random_words(stream_key(seed, "shuffle", epoch), hashes, 1)[:, 0], kind="stable")
         index, copy = index[order], copy[order]
     pieces = _cut(shapes, shapes.bucket(lengths[index]))
     if shuffle:
         numbers = np.arange(len(pieces))
-        turn = np.argsort(words(stream_key(seed, "batches", epoch), numbers, 1)[:, 0], kind="stable").tolist()
+        turn = np.argsort(random_words(stream_key(seed, "batches", epoch), numbers, 1)[:, 0], kind="stable").tolist()
     else:
         turn = range(len(pieces))[::-1]
     pieces = [pieces[number] for number in turn]
@@ -159,7 +159,7 @@ def _occurrences(
     """
     if weight is None:
         return np.arange(count), np.zeros(count, np.int64)
-    order = np.argsort(words(stream_key(seed, "weight", 0), np.arange(count), 1)[:, 0], kind="stable")
+    order = np.argsort(random_words(stream_key(seed, "weight", 0), np.arange(count), 1)[:, 0], kind="stable")
     spread = np.empty(count)
     for value in np.unique(weight):
         members = order[weight[order] == value]

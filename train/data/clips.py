@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nest_fn.config.training import DataConfig
-from nest_fn.train.hash_rng import below, stream_key, words
+from nest_fn.train.hash_rng import randint_below, random_words, stream_key
 
 from .corpus.audio import read_audio
 from .corpus.manifest import Manifest, load_manifest
@@ -72,13 +72,13 @@ def load_clips(files: Sequence[str], config: DataConfig, sample_rate: int = 1600
 
 def noise_words(seed: int, epoch: int, utterance: NDArray[np.int64]) -> NDArray[np.uint64]:
     """The words that choose the noise of utterances ``[n]``: ``[n, tries, 2]``."""
-    return words(stream_key(seed, "noise_choice", epoch), utterance, 2 * _TRIES).reshape(-1, _TRIES, 2)
+    return random_words(stream_key(seed, "noise_choice", epoch), utterance, 2 * _TRIES).reshape(-1, _TRIES, 2)
 
 
 def draw_noise(pool: ClipPool, word: NDArray[np.uint64], need: int) -> NDArray[np.int16]:
     """Noise for ``need`` samples by the words of one utterance, ``[tries, 2]``: int16, at most ``need`` long."""
-    clips = below(word[:, 0], len(pool))
-    begins = below(word[:, 1], np.maximum(pool.length[clips] - need, 0) + 1)
+    clips = randint_below(word[:, 0], len(pool))
+    begins = randint_below(word[:, 1], np.maximum(pool.length[clips] - need, 0) + 1)
     for clip, begin in zip(clips.tolist(), begins.tolist(), strict=True):
         crop = pool.read(clip, begin, need)
         if crop.any():

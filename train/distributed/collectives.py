@@ -27,34 +27,34 @@ class Ranks:
     world: int = 1
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the rank that writes and speaks."""
         return self.rank == 0
 
     @property
-    def alone(self) -> bool:
+    def is_single(self) -> bool:
         """Whether there is nobody else."""
         return self.world == 1
 
-    def gather(self, x: Tensor) -> Tensor:
+    def all_gather(self, x: Tensor) -> Tensor:
         """Every rank's tensor, all of one shape: ``[...] -> [W, ...]``. Differentiable."""
-        if self.alone:
+        if self.is_single:
             return x[None]
         if x.dtype == torch.int16:  # a type that neither gloo nor NCCL can send
-            return self.gather(x.contiguous().view(torch.uint8)).view(torch.int16)
+            return self.all_gather(x.contiguous().view(torch.uint8)).view(torch.int16)
         return _ready(collectives.all_gather_tensor(x[None].contiguous(), 0, _group()))
 
-    def exchange(self, rows: Tensor, sent: list[int], came: list[int]) -> Tensor:
+    def all_to_all(self, rows: Tensor, sent: list[int], came: list[int]) -> Tensor:
         """Rows for each rank in turn, ``sent[r]`` for rank ``r`` -> the ``came[r]`` that rank ``r`` sent here."""
-        if self.alone:
+        if self.is_single:
             return rows
         if rows.dtype == torch.int16:
-            return self.exchange(rows.contiguous().view(torch.uint8), sent, came).view(torch.int16)
+            return self.all_to_all(rows.contiguous().view(torch.uint8), sent, came).view(torch.int16)
         return _ready(collectives.all_to_all_single(rows.contiguous(), came, sent, _group()))
 
-    def total(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def all_reduce_sum(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The sum of each leaf over the ranks; one collective for all leaves of a type."""
-        if self.alone:
+        if self.is_single:
             return dict(leaves)
         summed = dict(leaves)
         for dtype in dict.fromkeys(leaf.dtype for leaf in leaves.values()):
@@ -65,21 +65,21 @@ class Ranks:
 
     def any(self, flag: bool) -> bool:
         """Whether it holds on any rank. Over the CPU, so that no device is waited for."""
-        if self.alone:
+        if self.is_single:
             return flag
         return bool(_ready(collectives.all_reduce(torch.tensor(int(flag)), "max", _group())))
 
-    def from_first(self, value: T) -> T:
+    def broadcast_object(self, value: T) -> T:
         """A small value of rank 0, on every rank."""
-        if self.alone:
+        if self.is_single:
             return value
         held = [value]
         dist.broadcast_object_list(held, src=0, device=torch.device("cpu"))
         return held[0]
 
-    def same(self, leaves: Sequence[Tensor]) -> None:
+    def broadcast_(self, leaves: Sequence[Tensor]) -> None:
         """Overwrite tensors, of one shape on every rank, by those of rank 0."""
-        for leaf in leaves if not self.alone else ():
+        for leaf in leaves if not self.is_single else ():
             dist.broadcast(leaf, src=0)
 
 

@@ -18,40 +18,40 @@ from torch.distributed import Store  # type: ignore[attr-defined]
 from nest_fn.train.errors import DistributedError
 
 _STORE_GONE = "the job's store is gone, and with it rank 0 or the launcher"
-_GRACE_S = 10.0  # for the main thread to end on its own, before the watch ends the process
+_GRACE_S = 10.0  # for the main thread to end on its own, before the heartbeat thread ends the process
 
 
-class Watch:
+class Heartbeat:
     """One rank's side of it: a thread that beats and looks around."""
 
     def __init__(
-        self, store: Store, rank: int, world: int, timeout_s: float, abandon: Callable[[DistributedError], None]
+        self, store: Store, rank: int, world: int, timeout_s: float, on_hang: Callable[[DistributedError], None]
     ) -> None:
-        """``abandon`` must end the process: it is called where the main thread hangs in a call to a lost rank."""
+        """``on_hang`` must end the process: it is called where the main thread hangs in a call to a lost rank."""
         # A connection of its own: a blocked call of the main thread must not silence it.
         self._store: Any = store.clone()  # type: ignore[attr-defined]
-        self._rank, self._world, self._timeout_s, self._abandon = rank, world, timeout_s, abandon
+        self._rank, self._world, self._timeout_s, self._on_hang = rank, world, timeout_s, on_hang
         self._pause = min(1.0, timeout_s / 5)
         self._beats = 0
         self._done = threading.Event()
         self._beat()
-        self._thread = threading.Thread(target=self._live, name="watch", daemon=True)
+        self._thread = threading.Thread(target=self._live, name="heartbeat", daemon=True)
 
     def start(self) -> None:
-        """Begin, once every rank has made its watch."""
+        """Begin, once every rank has made its heartbeat."""
         self._thread.start()
 
     def stop(self) -> None:
-        """A good end."""
+        """End without a failure to report."""
         self._done.set()
         self._thread.join(timeout=5.0)
 
-    def leave(self, reason: str) -> None:
+    def report_failure(self, reason: str) -> None:
         """Tell the others why this rank ends."""
         with suppress(RuntimeError):  # the store went with its machine; nobody is left to be told by it
             self._store.set("note", f"rank {self._rank} ended: {reason}")
 
-    def explain(self, failure: str) -> DistributedError:
+    def diagnose(self, failure: str) -> DistributedError:
         """Why a call to the other ranks failed: looks for those that said so, or no longer beat, for some seconds."""
         try:
             self._store.set(f"survivor/{self._rank}", "")
@@ -78,7 +78,7 @@ class Watch:
                 noted = _STORE_GONE
             if noted is not None:
                 if not self._done.wait(_GRACE_S):
-                    self._abandon(self._error(noted))
+                    self._on_hang(self._error(noted))
                 return
 
     def _beat(self) -> None:

@@ -25,7 +25,7 @@ from nest_fn.train.errors import DistributedError
 from nest_fn.train.run.signals import stopping
 
 from .collectives import ALONE, Ranks
-from .heartbeat import Watch
+from .heartbeat import Heartbeat
 
 _COLLECTIVE = re.compile(r"gloo|NCCL|c10d|TCPStore|[Cc]onnection (closed|reset|refused)|Broken pipe|[Tt]imed out")
 
@@ -37,20 +37,20 @@ class Job:
     ranks: Ranks = ALONE
     local_rank: int = 0  # among the processes of this machine: the index of its GPU
     store: Store | None = None
-    watch: Watch | None = None
+    heartbeat: Heartbeat | None = None
 
-    def explained(self, error: BaseException) -> BaseException:
+    def diagnose(self, error: BaseException) -> BaseException:
         """The error to end with: where a call to other ranks failed, one that says which was lost, and of what."""
-        if self.watch is None or not isinstance(error, RuntimeError):
+        if self.heartbeat is None or not isinstance(error, RuntimeError):
             return error
         if isinstance(error, RankFailed) or _COLLECTIVE.search(str(error)):
-            return self.watch.explain(_first_line(error))
+            return self.heartbeat.diagnose(_first_line(error))
         return error
 
     def hold(self) -> None:
-        """This rank ends, but has something to save first that may take long: its watch must not end it before."""
-        if self.watch is not None:
-            self.watch.stop()
+        """This rank ends, but has something to save first that may take long: its heartbeat must not end it before."""
+        if self.heartbeat is not None:
+            self.heartbeat.stop()
 
     def agree(self, facts: Mapping[str, object]) -> None:
         """Raise ``DistributedError`` on every rank unless all give the same facts; it names the ranks that differ."""
@@ -58,7 +58,7 @@ class Job:
         if store is None:
             return
         mine = {name: json.dumps(value) for name, value in facts.items()}
-        if ranks.first:
+        if ranks.is_main:
             store.set("facts", json.dumps(mine))
         theirs = json.loads(store.get("facts"))
         differ = [
@@ -75,20 +75,20 @@ class Job:
 
 
 class RankFailed(RuntimeError):
-    """Another rank told that it ends with an error; ``Job.explained`` finds out which."""
+    """Another rank told that it ends with an error; ``Job.diagnose`` finds out which."""
 
 
 SINGLE = Job()
 
 
 @contextmanager
-def joined(
-    rank_timeout_s: float, collective_timeout_s: float, abandon: Callable[[DistributedError], None]
+def init_ranks(
+    rank_timeout_s: float, collective_timeout_s: float, on_hang: Callable[[DistributedError], None]
 ) -> Iterator[Job]:
     """Be one of the ranks while the block runs; alone where no launcher has set ``WORLD_SIZE`` above 1.
 
     An error that comes of a lost rank is raised as ``DistributedError`` with its number; where the main thread hangs in
-    a call to it, ``abandon`` is called from another thread and must end the process.
+    a call to it, ``on_hang`` is called from another thread and must end the process.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
@@ -97,44 +97,44 @@ def joined(
     timeout = timedelta(seconds=collective_timeout_s)
     try:
         store, rank, world = next(iter(rendezvous("env://", timeout=timeout)))
-        watch = Watch(PrefixStore("watch", store), rank, world, rank_timeout_s, abandon)
+        heartbeat = Heartbeat(PrefixStore("heartbeat", store), rank, world, rank_timeout_s, on_hang)
         dist.init_process_group(
             _backend(), store=PrefixStore("group", store), rank=rank, world_size=world, timeout=timeout
         )
     except (RuntimeError, ValueError) as error:
         raise DistributedError(f"cannot join {world} ranks: {_first_line(error)}; start with torchrun.") from error
-    job = Job(Ranks(rank, world), int(os.environ.get("LOCAL_RANK", "0")), PrefixStore("job", store), watch)
-    job.ranks.any(False)  # every watch has been made
-    watch.start()
+    job = Job(Ranks(rank, world), int(os.environ.get("LOCAL_RANK", "0")), PrefixStore("job", store), heartbeat)
+    job.ranks.any(False)  # every heartbeat has been made
+    heartbeat.start()
     # Where a rank is lost, torchrun terminates the others: they shall live until they have said which it was. What
     # asked all to stop may come a second time, from torchrun, while they end.
-    with _deaf(*(number for number in stopping() if number != signal.SIGINT)):
-        yield from _watched(job, watch)
+    with _ignore_signals(*(number for number in stopping() if number != signal.SIGINT)):
+        yield from _watched(job, heartbeat)
     dist.destroy_process_group()
 
 
-def _watched(job: Job, watch: Watch) -> Iterator[Job]:
+def _watched(job: Job, heartbeat: Heartbeat) -> Iterator[Job]:
     """Tell the others of an error, or be told by them."""
     try:
         yield job
     except RuntimeError as error:
-        explained = job.explained(error)
-        if explained is not error:
-            raise explained from error
-        watch.leave(_first_line(error))
+        diagnosed = job.diagnose(error)
+        if diagnosed is not error:
+            raise diagnosed from error
+        heartbeat.report_failure(_first_line(error))
         raise
     except DistributedError:  # which the others found out for themselves
         raise
     except BaseException as error:
-        watch.leave(_first_line(error))
+        heartbeat.report_failure(_first_line(error))
         raise
     finally:
         # A thread that is inside of the store when the interpreter goes would abort the process.
-        watch.stop()
+        heartbeat.stop()
 
 
 @contextmanager
-def _deaf(*numbers: int) -> Iterator[None]:
+def _ignore_signals(*numbers: int) -> Iterator[None]:
     """Signals do nothing while the block runs, unless a handler of their own is set."""
     if threading.current_thread() is not threading.main_thread():
         yield

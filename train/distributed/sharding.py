@@ -1,8 +1,8 @@
-"""Parameters and optimizer state cut over ranks (as in ZeRO, arXiv 1910.02054), by PyTorch's DTensor.
+"""Parameters and optimizer state sharded over ranks (as in ZeRO, arXiv 1910.02054), by PyTorch's DTensor.
 
-Each rank holds its rows of every leaf whose first axis all ranks can share, as plain tensors: what works leaf by leaf,
-the optimizer for one, need not know. ``assemble`` makes whole leaves for the forward pass; its gradient is the sum over
-ranks of one's own rows. Leaves that cannot be cut evenly stay whole; they are small.
+Each rank holds its rows of every leaf whose first axis divides evenly over the ranks, as plain tensors, so that the
+optimizer, which works leaf by leaf, is unchanged. ``all_gather`` makes full leaves for the forward pass; its
+gradient is the sum over the ranks of this rank's rows. The other leaves are replicated; they are small.
 """
 
 from __future__ import annotations
@@ -24,56 +24,56 @@ _LEAST = 1024  # numbers; below it a collective costs more than it spares
 
 @dataclass(frozen=True)
 class Sharding:
-    """Which leaves, by path, are cut along their first axis, and over whom."""
+    """Which leaves, by path, are sharded along their first axis, and over which ranks."""
 
     ranks: Ranks = ALONE
-    cut: Set[str] = frozenset()
+    sharded: Set[str] = frozenset()
     mesh: DeviceMesh | None = None
 
-    def own(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """This rank's rows of whole leaves, copied so that the rest can be freed."""
+    def shard(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """This rank's rows of full leaves, copied so that the rest can be freed."""
         rank, world = self.ranks.rank, self.ranks.world
         return {
-            path: leaf.detach().tensor_split(world)[rank].clone() if path in self.cut else leaf
+            path: leaf.detach().tensor_split(world)[rank].clone() if path in self.sharded else leaf
             for path, leaf in leaves.items()
         }
 
-    def assemble(self, leaves: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-        """Whole leaves from every rank's rows; differentiable.
+    def all_gather(self, leaves: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """Full leaves from every rank's rows; differentiable.
 
-        ``dtype`` is the precision that cut leaves travel in and arrive in; their gradients are summed in their own.
+        ``dtype`` is the dtype in which sharded leaves are sent and received; their gradients are summed in their own.
         """
-        return {path: self._whole(leaf, dtype) if path in self.cut else leaf for path, leaf in leaves.items()}
+        return {path: self._gather(leaf, dtype) if path in self.sharded else leaf for path, leaf in leaves.items()}
 
-    def _whole(self, leaf: Tensor, dtype: torch.dtype | None) -> Tensor:
+    def _gather(self, leaf: Tensor, dtype: torch.dtype | None) -> Tensor:
         rows = DTensor.from_local(leaf, self.mesh, [Shard(0)], run_check=False)
         gathered = rows.redistribute(
             placements=[Replicate()], forward_dtype=dtype, backward_dtype=leaf.dtype if dtype else None
         )
         return gathered.to_local(grad_placements=[Partial()])
 
-    def total(self, grads: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Gradients summed over the ranks; those of cut leaves have been, by ``assemble``."""
-        whole = self.ranks.total({path: grad for path, grad in grads.items() if path not in self.cut})
-        return {path: whole.get(path, grad) for path, grad in grads.items()}
+    def all_reduce_grads(self, grads: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Gradients summed over the ranks; those of sharded leaves already are, by ``all_gather``."""
+        summed = self.ranks.all_reduce_sum({path: grad for path, grad in grads.items() if path not in self.sharded})
+        return {path: summed.get(path, grad) for path, grad in grads.items()}
 
-    def norm(self, leaves: Mapping[str, Tensor]) -> Tensor:
+    def global_norm(self, leaves: Mapping[str, Tensor]) -> Tensor:
         """Root of the sum of squares of all leaves, each counted once: a scalar."""
-        cut = {path: leaf for path, leaf in leaves.items() if path in self.cut}
-        if not cut:
+        sharded = {path: leaf for path, leaf in leaves.items() if path in self.sharded}
+        if not sharded:
             return global_norm(leaves)
-        square = self.ranks.total({"cut": global_norm(cut).square()})["cut"]
-        whole = {path: leaf for path, leaf in leaves.items() if path not in self.cut}
-        return (square + global_norm(whole).square()).sqrt() if whole else square.sqrt()
+        square = self.ranks.all_reduce_sum({"square": global_norm(sharded).square()})["square"]
+        replicated = {path: leaf for path, leaf in leaves.items() if path not in self.sharded}
+        return (square + global_norm(replicated).square()).sqrt() if replicated else square.sqrt()
 
 
-WHOLE = Sharding()
+REPLICATED = Sharding()
 
 
 def make_sharding(leaves: Mapping[str, Tensor], ranks: Ranks, device: torch.device) -> Sharding:
-    """Cut every leaf that is worth it and whose rows the ranks can share evenly."""
-    if ranks.alone:
-        return WHOLE
+    """Shard every leaf that is large enough and whose rows divide evenly over the ranks."""
+    if ranks.is_single:
+        return REPLICATED
     worth = {path: leaf for path, leaf in leaves.items() if leaf.ndim and leaf.numel() >= _LEAST}
-    cut = frozenset(path for path, leaf in worth.items() if leaf.shape[0] % ranks.world == 0)
-    return Sharding(ranks, cut, init_device_mesh(device.type, (ranks.world,)))
+    sharded = frozenset(path for path, leaf in worth.items() if leaf.shape[0] % ranks.world == 0)
+    return Sharding(ranks, sharded, init_device_mesh(device.type, (ranks.world,)))

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from nest_fn.checkpoint.folder import versions
 from nest_fn.decoder import logits
 from nest_fn.extras import load_extra
-from nest_fn.files.atomic import anything, replacing
+from nest_fn.files.atomic import anything, atomic_write
 from nest_fn.files.outputs import begin, claim, finish
 from nest_fn.frontend import log_mel
 from nest_fn.hidden_states import features, layer_numbers
@@ -107,17 +107,17 @@ def _write_all(
         missing = [row for row, index in enumerate(batch.number.tolist()) if not (out / names[index]).exists()]
         if not missing:
             continue
-        made = _memory_told(make(batch.audio[missing], batch.lengths[missing]), batch.audio.shape, dataset.sample_rate)
+        made = _explain_oom(make(batch.audio[missing], batch.lengths[missing]), batch.audio.shape, dataset.sample_rate)
         for index, arrays in zip(batch.number[missing].tolist(), made, strict=True):
             _write(out / names[index], arrays, form)
             yield names[index]
     lines = [{**dataset.manifest.fields(index), "feature_filepath": name} for index, name in enumerate(names)]
-    with replacing(out / INDEX, 0, replaces=anything) as temporary:
+    with atomic_write(out / INDEX, 0, replaces=anything) as temporary:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     finish(place, [*names, INDEX])
 
 
-def _memory_told(made: Iterator[Arrays], shape: Sequence[int], sample_rate: int) -> Iterator[Arrays]:
+def _explain_oom(made: Iterator[Arrays], shape: Sequence[int], sample_rate: int) -> Iterator[Arrays]:
     """Turn an allocator's error into ``MemoryExhausted`` that names the batch."""
     try:
         yield from made
@@ -142,8 +142,8 @@ def _names(dataset: Dataset, form: str) -> list[str]:
 
 
 def _write(path: Path, arrays: Mapping[str, NDArray[Any]], form: str) -> None:
-    room = sum(array.nbytes for array in arrays.values())
-    with replacing(path, room) as temporary, open(temporary, "wb") as file:
+    size = sum(array.nbytes for array in arrays.values())
+    with atomic_write(path, size) as temporary, open(temporary, "wb") as file:
         if form == "npz":
             np.savez(file, **arrays)  # type: ignore[arg-type]
         elif form == "npy":

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from nest_fn.errors import CheckpointError
-from nest_fn.files.atomic import replacing
+from nest_fn.files.atomic import atomic_write
 from nest_fn.files.tensors import opened, read_torch, tensors_only
 from nest_fn.interop.convert import read_any, read_port
 from nest_fn.interop.lightning import STAND_INS
@@ -30,8 +30,8 @@ def write_file(path: str | Path, content: Mapping[str, Any]) -> None:
 
     Raises ``OutputError`` where another file stands there, ``CheckpointError`` if it cannot be written.
     """
-    room = sum(leaf.numel() * leaf.element_size() for leaf in flatten(content).values() if isinstance(leaf, Tensor))
-    with replacing(path, room, replaces=_own_file) as temporary, open(temporary, "wb") as file:
+    size = sum(leaf.numel() * leaf.element_size() for leaf in flatten(content).values() if isinstance(leaf, Tensor))
+    with atomic_write(path, size, replaces=_own_file) as temporary, open(temporary, "wb") as file:
         torch.save(dict(content), file)
 
 

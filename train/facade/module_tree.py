@@ -1,7 +1,7 @@
 """Trees of tensors as an ``nn.Module``: its parameters and buffers are named by the trees' dotted paths.
 
-``plant`` grows a module from the two trees, ``gather`` reads a tree back off it. Nothing is copied either way, and what
-is swapped in by ``torch.func.functional_call`` is what is read.
+``register_tree`` fills a module with the leaves of the two trees, ``collect_tree`` reads a tree back. Nothing is copied
+either way, and what is swapped in by ``torch.func.functional_call`` is what is read.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ class Branch(nn.Module):
     """A branch of a tree: leaves and further branches, no arithmetic."""
 
 
-class ExactBranch(Branch):
+class FixedDtypeBranch(Branch):
     """A branch whose leaves keep their dtype: targets must not depend on the precision of the model (``.half()``)."""
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ExactBranch:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FixedDtypeBranch:
         def keep(leaf: Tensor) -> Tensor:
             moved = fn(leaf)
             return moved if moved.dtype == leaf.dtype else leaf.to(moved.device)
@@ -35,23 +35,23 @@ EXACT = ("quantizer",)
 """Branches that keep their dtype, by name."""
 
 
-def plant(module: nn.Module, params: Params, state: State) -> None:
+def register_tree(module: nn.Module, params: Params, state: State) -> None:
     """Register the leaves of ``params`` as parameters, of ``state`` as buffers, under their paths."""
     _grow(module, params, lambda node, name, leaf: node.register_parameter(name, nn.Parameter(leaf.detach())))
     _grow(module, state, lambda node, name, leaf: node.register_buffer(name, leaf.detach()))
 
 
-def outline(tree: Any) -> Any:
+def skeleton(tree: Any) -> Any:
     """A tree's structure without its tensors, for ``gather``."""
     return tree_map(lambda leaf: None, tree)
 
 
-def gather(node: Any, structure: Any) -> Any:
+def collect_tree(node: Any, structure: Any) -> Any:
     """The tree of that structure whose leaves are the module's own tensors."""
     if isinstance(structure, dict):
-        return {name: gather(getattr(node, name), below) for name, below in structure.items()}
+        return {name: collect_tree(getattr(node, name), below) for name, below in structure.items()}
     if isinstance(structure, list):
-        return [gather(getattr(node, str(index)), below) for index, below in enumerate(structure)]
+        return [collect_tree(getattr(node, str(index)), below) for index, below in enumerate(structure)]
     return node
 
 
@@ -62,5 +62,5 @@ def _grow(node: nn.Module, tree: Any, register: Callable[[nn.Module, str, Tensor
             register(node, name, child)
             continue
         if name not in dict(node.named_children()):
-            node.add_module(name, ExactBranch() if name in EXACT else Branch())
+            node.add_module(name, FixedDtypeBranch() if name in EXACT else Branch())
         _grow(node.get_submodule(name), child, register)

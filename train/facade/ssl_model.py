@@ -45,7 +45,7 @@ from nest_fn.train.run.context import INIT, TRAIN, VALID
 
 from .batch_formats import as_batch, signal_parts
 from .checkpoint_file import OPTIMIZER, WEIGHTS, model_of, read_file, weights_of, write_file
-from .module_tree import gather, outline, plant
+from .module_tree import collect_tree, register_tree, skeleton
 from .torch_optim import create_optimizer, create_scheduler
 
 __all__ = ["PureTorchSSLModel", "create_optimizer", "create_scheduler"]
@@ -127,20 +127,20 @@ class PureTorchSSLModel(nn.Module):
         self.cfg = cfg
         self.seed = cfg.trainer.seed if seed is None else seed
         params, state = core.init(random.fold_in(random.key(self.seed), INIT), cfg) if trees is None else trees
-        self._structure = outline(params), outline(state)
-        plant(self, params, state)
+        self._structure = skeleton(params), skeleton(state)
+        register_tree(self, params, state)
         # A tensor, so that compiled graphs do not depend on its value.
         self.register_buffer("counter", torch.zeros(2, dtype=torch.int64), persistent=False)
 
     @property
     def params(self) -> Params:
         """The tree of parameters: the model's own tensors."""
-        return gather(self, self._structure[0])
+        return collect_tree(self, self._structure[0])
 
     @property
     def state(self) -> State:
         """The tree of what is saved but not trained: the model's own buffers."""
-        return gather(self, self._structure[1])
+        return collect_tree(self, self._structure[1])
 
     @overload
     def forward(self, input_signal: Tensor | None = None, *signals: Any, **more: Any) -> core.Output: ...

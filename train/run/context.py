@@ -17,11 +17,11 @@ from nest_fn.layers.tree import count, flatten
 from nest_fn.layers.types import Key, Tensor
 from nest_fn.mel import Tables, make_tables
 from nest_fn.model import abstract
-from nest_fn.train.augment.reverb import load_rooms
+from nest_fn.train.augment.reverb import load_rirs
 from nest_fn.train.data.dataset import Dataset, open_dataset
 from nest_fn.train.distributed.collectives import Ranks
 from nest_fn.train.distributed.launch import SINGLE, Job
-from nest_fn.train.distributed.sharding import WHOLE, Sharding, make_sharding
+from nest_fn.train.distributed.sharding import REPLICATED, Sharding, make_sharding
 from nest_fn.train.errors import UsageError
 from nest_fn.train.step.compiled import EAGER, StepParts, compile_parts, inductor
 
@@ -60,9 +60,9 @@ class Run:
     tables: Tables  # of the preprocessor, on the device
     device: torch.device
     key: Key
-    voice: Reporter  # heard on every rank; ``reporter`` on rank 0 alone
+    local_reporter: Reporter  # heard on every rank; ``reporter`` on rank 0 alone
     job: Job = SINGLE
-    sharding: Sharding = WHOLE
+    sharding: Sharding = REPLICATED
 
     @property
     def ranks(self) -> Ranks:
@@ -76,13 +76,13 @@ class Run:
             return self.train.digest
         return hashlib.sha256(self.train.digest.encode() + self.rirs.cpu().numpy().tobytes()).hexdigest()
 
-    def told(self, problem: str) -> None:
+    def warn_local(self, problem: str) -> None:
         """A warning that this rank alone can give."""
-        self.voice.warn(problem if self.ranks.alone else f"rank {self.ranks.rank}: {problem}")
+        self.local_reporter.warn(problem if self.ranks.is_single else f"rank {self.ranks.rank}: {problem}")
 
     def record(self, line: Mapping[str, Any]) -> None:
         """A line of metrics to the file, to TensorBoard, to a person. A disk that takes none ends no run."""
-        if not self.ranks.first:
+        if not self.ranks.is_main:
             return
         try:
             self.folder.append(line)
@@ -93,7 +93,7 @@ class Run:
         self.reporter.progress(line["step"], self.cfg.trainer.max_steps, line)
 
 
-class Muted:
+class NullReporter:
     """The reporter of a rank that leaves talking to rank 0."""
 
     def say(self, text: str) -> None:
@@ -110,7 +110,7 @@ def choose_device(name: str, job: Job | None = None) -> torch.device:
     """``auto`` is CUDA where there is one, for each rank one's own. Raises ``UsageError`` for one that is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and job is not None and not job.ranks.alone:
+    if name == "cuda" and job is not None and not job.ranks.is_single:
         name = f"cuda:{job.local_rank}"
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
@@ -132,7 +132,7 @@ def step_parts(run: Run) -> StepParts:
 def open_run(cfg: Config, folder: RunFolder, reporter: Reporter, job: Job = SINGLE) -> Run:
     """Read the data and choose the device. Raises ``DataError``, ``UsageError``."""
     device = choose_device(cfg.trainer.device, job)
-    if device.type == "cuda" and not job.ranks.alone:
+    if device.type == "cuda" and not job.ranks.is_single:
         torch.cuda.set_device(device)  # NCCL wants to know
     if cfg.trainer.threads > 0:
         torch.set_num_threads(cfg.trainer.threads)
@@ -143,12 +143,12 @@ def open_run(cfg: Config, folder: RunFolder, reporter: Reporter, job: Job = SING
     seed, rate = cfg.trainer.seed, cfg.sample_rate
     train = open_dataset(cfg.data, seed, split="train", sample_rate=rate)
     valid = open_dataset(cfg.data, seed, split="valid", sample_rate=rate) if cfg.data.valid else None
-    rirs = load_rooms(cfg.data, rate)
+    rirs = load_rirs(cfg.data, rate)
     rirs = None if rirs is None else rirs.to(device)
     board = Board(folder.path / "tensorboard")
     cut = make_sharding(flatten(abstract(cfg)[0]), job.ranks, device) if cfg.trainer.shard else Sharding(job.ranks)
     key = random.key(seed, device=device)
-    speaker = reporter if job.ranks.first else Muted()
+    speaker = reporter if job.ranks.is_main else NullReporter()
     tables = make_tables(cfg.preprocessor, device)
     return Run(cfg, folder, board, speaker, train, valid, rirs, tables, device, key, reporter, job, cut)
 
@@ -177,8 +177,10 @@ def announce(run: Run) -> None:
         say(f"left out: {dropped:,} utterances {rule}")
     for remark in cfg.advice:
         run.reporter.warn(remark)
-    if not run.ranks.alone:
-        held = f"each holds 1/{run.ranks.world} of the parameters" if run.sharding.cut else "each holds all parameters"
+    if not run.ranks.is_single:
+        held = (
+            f"each holds 1/{run.ranks.world} of the parameters" if run.sharding.sharded else "each holds all parameters"
+        )
         say(f"{run.ranks.world} ranks; {held}")
     rows, parts = cfg.data.row_multiple, cfg.trainer.accumulate * run.ranks.world
     if rows % parts:

@@ -20,7 +20,7 @@ from nest_fn.train.step.step import OVERWRITTEN
 from .context import Run
 from .progress import Progress, save_due, save_progress, write_down
 from .signals import StopRequest
-from .state_sharding import whole
+from .state_sharding import unshard_state
 
 _SAY_IT_THEMSELVES = (CheckpointError, CollapseError, NonFiniteError)
 
@@ -87,7 +87,7 @@ def _obstacle(run: Run, progress: Progress, error: BaseException) -> str:
         return "the end was wanted at once"
     if any(OVERWRITTEN in getattr(cause, "__notes__", ()) for cause in _causes(error)):
         return OVERWRITTEN
-    if run.sharding.cut and not progress.together:
+    if run.sharding.sharded and not progress.together:
         return f"its parameters are cut over {run.ranks.world} ranks, and not all can take part any more"
     return ""
 
@@ -97,8 +97,8 @@ def _save(run: Run, progress: Progress, obstacle: str) -> None:
     step, done = progress.ts.step, False
     if not obstacle:
         try:
-            saved = progress.saved()._replace(ts=whole(progress.ts, run.sharding))
-            if run.ranks.first and not progress.together:
+            saved = progress.saved()._replace(ts=unshard_state(progress.ts, run.sharding))
+            if run.ranks.is_main and not progress.together:
                 run.job.hold()
             done = write_down(run, saved, save_due(run, progress))
         except (Exception, KeyboardInterrupt) as error:  # a device that is broken gives nothing away

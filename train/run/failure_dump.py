@@ -31,7 +31,7 @@ def failures_folder(run: str | Path) -> Path:
     return Path(run) / "failures"
 
 
-def named(names: list[str]) -> str:
+def shorten(names: list[str]) -> str:
     """The first names that are not empty, and how many there are more."""
     names = [name for name in names if name]
     more = len(names) - SHOWN
@@ -57,19 +57,19 @@ def failure(run: Run, saved: Saved, raw: RawBatch, key: Key, refused: RefusedUpd
     }  # fmt: skip
     advice = f"The state before it is in {path}; nest-fn replay {run.folder.path} {saved.ts.step} looks into it."
     try:
-        if run.ranks.first:
+        if run.ranks.is_main:
             write(run.cfg, path, saved, run.digest, extra)
     except (CheckpointError, OSError) as error:
         advice = f"The state before it could not be written down: {error}"
-    parameters = f"\n  gradients not finite: {named(refused.wrong)}" if refused.wrong else ""
+    parameters = f"\n  gradients not finite: {shorten(refused.wrong)}" if refused.wrong else ""
     return NonFiniteError(
         f"{refused} Lower optim.lr, set trainer.clip_norm, allow trainer.skip_nonfinite, or look at the batch.\n"
-        f"  utterances: {named(names)}{parameters}\n  {advice}"
+        f"  utterances: {shorten(names)}{parameters}\n  {advice}"
     )
 
 
 @contextmanager
-def memory_told(raw: RawBatch, cfg: Config, device: torch.device) -> Iterator[None]:
+def explain_oom(raw: RawBatch, cfg: Config, device: torch.device) -> Iterator[None]:
     """Turn an allocator's error inside of the block into ``MemoryExhausted`` with the batch's shape."""
     try:
         yield
@@ -82,5 +82,5 @@ def memory_told(raw: RawBatch, cfg: Config, device: torch.device) -> Iterator[No
             f"out of memory on {device} in a batch of {rows} x {samples / cfg.sample_rate:.2f} s{peak}: lower "
             f"data.batch_seconds ({cfg.data.batch_seconds:g}) or data.max_duration, or raise trainer.accumulate "
             f"({cfg.trainer.accumulate}), and resume with --allow-changes. nest-fn pretrain --dry-run tries the "
-            f"largest batch.\n  utterances: {named(raw['ids'])}"
+            f"largest batch.\n  utterances: {shorten(raw['ids'])}"
         ) from None

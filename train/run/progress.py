@@ -11,7 +11,7 @@ from nest_fn.train.step.step import TrainState
 
 from .context import Run
 from .record.checkpoints import Saved, save
-from .state_sharding import whole
+from .state_sharding import unshard_state
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Progress:
     started: float = field(default_factory=time.monotonic)  # of the window
     skipped: int = 0  # updates in a row that were left out because they were not finite
     valid_loss: float | None = None  # of the validation at this very step
-    sick: frozenset[str] = frozenset()  # what was warned of and has not gone since
+    active_warnings: frozenset[str] = frozenset()  # what was warned of and has not gone since
     together: bool = False  # an error ends the run, and all ranks came to know of it between two steps
 
     def past(self, raw: RawBatch, ts: TrainState, skipped: int) -> None:
@@ -50,10 +50,12 @@ def save_due(run: Run, progress: Progress) -> bool:
 
 def save_progress(run: Run, progress: Progress) -> bool:
     """A checkpoint, by all ranks; whether it is there. A failure has been told."""
-    done = write_down(run, progress.saved()._replace(ts=whole(progress.ts, run.sharding)), save_due(run, progress))
+    done = write_down(
+        run, progress.saved()._replace(ts=unshard_state(progress.ts, run.sharding)), save_due(run, progress)
+    )
     return not run.ranks.any(not done)
 
 
 def write_down(run: Run, saved: Saved, regular: bool) -> bool:
     """Rank 0's part of it; a checkpoint between the times that ``save_every`` names gives way to the next."""
-    return not run.ranks.first or save(run.cfg, run.folder, saved, run.digest, run.reporter.warn, passing=not regular)
+    return not run.ranks.is_main or save(run.cfg, run.folder, saved, run.digest, run.reporter.warn, passing=not regular)

@@ -1,4 +1,4 @@
-"""A train state over ranks: the same on all of them, cut among them, and whole again to be saved."""
+"""A train state over ranks: broadcast from rank 0, sharded for training, and unsharded to be saved."""
 
 from __future__ import annotations
 
@@ -18,45 +18,45 @@ from .record.checkpoints import Saved
 Leaves = dict[str, Tensor]
 
 
-def beginning(run: Run) -> TrainState:
-    """A run's first train state, which its seed says."""
+def initial_train_state(run: Run) -> TrainState:
+    """The train state before step 1, a function of the run's seed."""
     return init_train_state(random.fold_in(run.key, INIT), run.cfg)
 
 
-def share(saved: Saved | None, run: Run) -> Saved:
-    """What rank 0 restored, or a run's beginning where that is None, on every rank, cut as the run says."""
+def broadcast_state(saved: Saved | None, run: Run) -> Saved:
+    """What rank 0 restored, or the initial state where that is None, on every rank, sharded as the run says."""
     ranks = run.ranks
-    ts = beginning(run) if saved is None else saved.ts
-    head = ranks.from_first(None if saved is None else saved._replace(ts=TrainState(ts.step, {}, {}, None, {})))
-    same(ts, run.sharding)
+    ts = initial_train_state(run) if saved is None else saved.ts
+    head = ranks.broadcast_object(None if saved is None else saved._replace(ts=TrainState(ts.step, {}, {}, None, {})))
+    broadcast_(ts, run.sharding)
     head = Saved(ts, 0, 0, {}) if head is None else head._replace(ts=ts._replace(step=head.ts.step))
-    return head._replace(ts=cut(head.ts, run.sharding))
+    return head._replace(ts=shard_state(head.ts, run.sharding))
 
 
-def cut(ts: TrainState, sharding: Sharding) -> TrainState:
-    """This rank's part of a whole train state."""
-    return _map(ts, sharding.own) if sharding.cut else ts
+def shard_state(ts: TrainState, sharding: Sharding) -> TrainState:
+    """This rank's shard of a full train state."""
+    return _map(ts, sharding.shard) if sharding.sharded else ts
 
 
-def whole(ts: TrainState, sharding: Sharding) -> TrainState:
-    """The whole of it, on every rank, from all ranks' parts."""
+def unshard_state(ts: TrainState, sharding: Sharding) -> TrainState:
+    """The full train state, on every rank, from all ranks' shards."""
     with torch.no_grad():
-        return _map(ts, sharding.assemble) if sharding.cut else ts
+        return _map(ts, sharding.all_gather) if sharding.sharded else ts
 
 
-def whole_params(params: Params, sharding: Sharding) -> Params:
-    """Parameters alone, made whole."""
+def unshard_params(params: Params, sharding: Sharding) -> Params:
+    """The full parameters alone."""
     with torch.no_grad():
-        return fill(params, sharding.assemble(flatten(params))) if sharding.cut else params
+        return fill(params, sharding.all_gather(flatten(params))) if sharding.sharded else params
 
 
-def same(ts: TrainState, sharding: Sharding) -> None:
-    """Overwrite a whole train state by that of rank 0."""
+def broadcast_(ts: TrainState, sharding: Sharding) -> None:
+    """Overwrite a full train state by that of rank 0."""
     leaves = [*flatten(ts.params).values(), *flatten(ts.state).values()]
     leaves += flatten(ts.ema).values() if ts.ema else ()
     for part in ts.opt_state:
         leaves += part.values() if isinstance(part, dict) else (part,)
-    sharding.ranks.same(leaves)
+    sharding.ranks.broadcast_(leaves)
 
 
 def _map(ts: TrainState, f: Callable[[Leaves], Leaves]) -> TrainState:

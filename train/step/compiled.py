@@ -18,7 +18,7 @@ import torch
 from nest_fn import parts
 from nest_fn.encoder import EncoderParts
 from nest_fn.parts import Parts
-from nest_fn.train.augment.mixing import mixed
+from nest_fn.train.augment.mixing import prepare_inputs
 
 F = TypeVar("F", bound=Callable[..., Any])
 Backend = str | Callable[..., Any]  # as torch.compile takes it
@@ -27,7 +27,7 @@ Backend = str | Callable[..., Any]  # as torch.compile takes it
 class StepParts(NamedTuple):
     """The mixing, and the parts of the model's loss."""
 
-    mix: Callable[..., Any] = mixed
+    mix: Callable[..., Any] = prepare_inputs
     model: Parts = parts.EAGER
 
 
@@ -41,9 +41,11 @@ def compile_parts(backend: Callable[[str], Backend]) -> StepParts:
         return cast(F, torch.compile(_anew(part), fullgraph=True, backend=backend(name)))
 
     model = parts.EAGER
-    blocks = EncoderParts(made("encoder input", model.encoder.enter), made("conformer block", model.encoder.block))
+    blocks = EncoderParts(
+        made("encoder input", model.encoder.embed_input), made("conformer block", model.encoder.block)
+    )
     return StepParts(
-        made("mixing", mixed),
+        made("mixing", prepare_inputs),
         Parts(
             keys=made("keys", model.keys),
             features=made("log-mel features", model.features),

@@ -15,7 +15,7 @@ from nest_fn.model import forward
 from nest_fn.train.augment.mixing import augment, split_key
 from nest_fn.train.distributed.collectives import ALONE, Ranks
 
-from .metrics import Sums, add, report
+from .metrics import Sums, add, summarise
 
 Evaluate = Callable[[Params, State, Mapping[str, Any], Key], Sums]
 
@@ -67,7 +67,7 @@ def validate(
         window = add(window, evaluate(params, state, raw, key))
     if not window:
         return {}
-    window = ranks.total({name: value.to("cpu") for name, value in window.items()})
-    return report(window) | {
+    window = ranks.all_reduce_sum({name: value.to("cpu") for name, value in window.items()})
+    return summarise(window) | {
         "unmasked_accuracy": float(window["unmasked_correct"] / window["unmasked_tokens"].clamp(min=1))
     }

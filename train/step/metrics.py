@@ -33,7 +33,7 @@ def skip(window: Mapping[str, Tensor], metrics: Mapping[str, Tensor]) -> Sums:
     return {**window, "skipped": window["skipped"] + 1}
 
 
-def report(window: Mapping[str, Tensor]) -> dict[str, float]:
+def summarise(window: Mapping[str, Tensor]) -> dict[str, float]:
     """Means over a window's tokens.
 
     ``loss`` in nats; ``accuracy`` over masked tokens and ``unigram_accuracy``, that of always guessing the commonest
@@ -65,7 +65,7 @@ def warnings(values: Mapping[str, float], classes: int, step: int, warmup: int) 
     if values["masked_tokens"] == 0 and not values.get("skipped"):
         found["unmasked"] = "no token was masked, nothing was learnt; are utterances shorter than masking.block_size?"
     if values["overflow"] > 0:
-        found["overflow"] = f"{values['overflow']:.0f} masked tokens had no room, were left out; raise loss.capacity."
+        found["overflow"] = f"{values['overflow']:.0f} masked tokens were left out; raise loss.capacity."
     if values["masked_tokens"] > 20 * classes and values["perplexity"] < 0.05 * classes:
         found["collapse"] = (
             f"the quantizer uses few codes (perplexity {values['perplexity']:.1f} of {classes}); "

@@ -19,7 +19,7 @@ from nest_fn.layers.types import Key, Params, State, Tensor
 from nest_fn.mel import Tables
 from nest_fn.model import init, loss_sum
 from nest_fn.train.distributed.collectives import Ranks
-from nest_fn.train.distributed.sharding import WHOLE, Sharding
+from nest_fn.train.distributed.sharding import REPLICATED, Sharding
 from nest_fn.train.errors import NonFiniteError
 
 from .compiled import EAGER, StepParts
@@ -54,7 +54,7 @@ class RefusedUpdate(NonFiniteError):
         self.norm = float(metrics["grad_norm"])
         self.finite = isfinite(self.loss) and isfinite(self.norm)
         bad = torch.stack([(~torch.isfinite(grad)).any().to(torch.float32) for grad in grads.values()])
-        everywhere = ranks.total({"bad": bad})["bad"].tolist()  # of a leaf that is cut each rank sees its rows alone
+        everywhere = ranks.all_reduce_sum({"bad": bad})["bad"].tolist()  # of a sharded leaf each rank sees its own rows
         self.wrong = [path for path, count in zip(grads, everywhere, strict=True) if count > 0]
         above = f" above trainer.skip_norm {skip_norm:g}" if self.finite else ""
         super().__init__(
@@ -93,7 +93,7 @@ def value_and_grad(f: LossSum) -> Callable[..., tuple[tuple[Tensor, tuple[Metric
 
 
 def training_loss(
-    cfg: Config, rirs: Tensor | None = None, sharding: Sharding = WHOLE, *,
+    cfg: Config, rirs: Tensor | None = None, sharding: Sharding = REPLICATED, *,
     parts: StepParts = EAGER, tables: Tables | None = None,
 ) -> LossSum:  # fmt: skip
     """``f(params, state, raw, key)``: mix, mask, encode, compare; a sum, with its metrics and the new state.
@@ -104,13 +104,13 @@ def training_loss(
     rows, and ``params`` are the rank's part of what ``sharding`` cuts. ``parts`` are the functions that it calls, as
     they are or compiled; ``tables`` those of the preprocessor, on the device, if they are not to be made each time.
     """
-    gather = None if sharding.ranks.alone else sharding.ranks.gather
+    gather = None if sharding.ranks.is_single else sharding.ranks.all_gather
     dtype = torch.bfloat16 if cfg.trainer.precision == "bf16" else None
 
     def f(params: Params, state: State, raw: Mapping[str, Any], key: Key) -> tuple[Tensor, tuple[Metrics, State]]:
         batch, model = parts.mix(raw, cfg, key, rirs)
-        if sharding.cut:
-            params = fill(params, sharding.assemble(flatten(params), dtype))
+        if sharding.sharded:
+            params = fill(params, sharding.all_gather(flatten(params), dtype))
         return loss_sum(
             cast(params, cfg), state, batch, cfg,
             key=model, train=True, gather=gather, tables=tables, parts=parts.model,
@@ -124,7 +124,7 @@ def make_step(
     *,
     donate: bool = False,
     loss: LossSum | None = None,
-    sharding: Sharding = WHOLE,
+    sharding: Sharding = REPLICATED,
 ) -> Callable[[TrainState, Sequence[Mapping[str, Any]], Key], tuple[TrainState, Metrics]]:
     """The step of a config. ``donate=True`` lets it overwrite the given train state's tensors.
 
@@ -146,9 +146,9 @@ def make_step(
             (_, (metrics, state)), part = grads_of(ts.params, paths, state, batch, key)
             total = metrics if not total else {name: total[name] + metrics[name] for name in total}
             grads = part if not grads else {path: grads[path] + part[path] for path in paths}
-        grads, total = sharding.total(grads), _total(total, sharding.ranks)
+        grads, total = sharding.all_reduce_grads(grads), _total(total, sharding.ranks)
         factor = 1.0 / total["masked_tokens"].clamp(min=1).to(torch.float32)
-        norm = sharding.norm(grads) * factor
+        norm = sharding.global_norm(grads) * factor
         total |= {"grad_norm": norm, "lr": torch.tensor(schedule(ts.step), dtype=torch.float64)}
         if not _acceptable(total["loss_sum"], norm, cfg.trainer.skip_norm):
             raise RefusedUpdate(ts, total, grads, cfg.trainer.skip_norm, sharding.ranks)
@@ -167,9 +167,9 @@ def make_step(
 
 def _total(metrics: Metrics, ranks: Ranks) -> Metrics:
     """Sums over the ranks, exact for counts, in one collective."""
-    if ranks.alone:
+    if ranks.is_single:
         return metrics
-    summed = ranks.total({name: metric.to(torch.float64) for name, metric in metrics.items()})
+    summed = ranks.all_reduce_sum({name: metric.to(torch.float64) for name, metric in metrics.items()})
     return {name: summed[name].to(metric.dtype) for name, metric in metrics.items()}
 
 

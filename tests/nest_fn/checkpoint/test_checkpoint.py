@@ -394,10 +394,10 @@ for limit in (0, 100, total // 2, total - 1):
 
 
 def test_room_is_looked_for_first(tmp_path: Path) -> None:
-    from nest_fn.files.atomic import replacing
+    from nest_fn.files.atomic import atomic_write
 
     message = "needs 1000000000001 MB, the disk has .* MB free"
-    with pytest.raises(CheckpointError, match=message), replacing(tmp_path / "a", 10**18):
+    with pytest.raises(CheckpointError, match=message), atomic_write(tmp_path / "a", 10**18):
         raise AssertionError("must not be reached")
     assert not os.listdir(tmp_path)
 
@@ -429,10 +429,10 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
-    from nest_fn.files.atomic import replacing
+    from nest_fn.files.atomic import atomic_write
 
     def write_half() -> None:
-        with replacing(tmp_path / "a", 1, folder=True) as folder:
+        with atomic_write(tmp_path / "a", 1, folder=True) as folder:
             (folder / "x").write_text("half")
             raise KeyboardInterrupt
 

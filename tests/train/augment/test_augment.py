@@ -236,19 +236,19 @@ def many_plans(batch: Batch, cfg: AugmentConfig, count: int) -> MixPlan:
 def test_speakers_are_distinct_others_each_alike() -> None:
     batch = make([400, 400, 0, 400, 400, 400])
     cfg = replace(SPEECH, min_num_segments=3, max_num_segments=3, min_num_speakers=3, max_num_speakers=3)
-    mates = many_plans(batch, cfg, 3000).parts.source[:, 1] - 6  # of row 1: [3000, 3]
-    assert set(mates.flatten().tolist()) == {0, 3, 4, 5}
-    assert all(len(set(row)) == 3 for row in mates.tolist())
-    for column in mates.unbind(-1):
+    speakers = many_plans(batch, cfg, 3000).parts.source[:, 1] - 6  # of row 1: [3000, 3]
+    assert set(speakers.flatten().tolist()) == {0, 3, 4, 5}
+    assert all(len(set(row)) == 3 for row in speakers.tolist())
+    for column in speakers.unbind(-1):
         counts = torch.bincount(column, minlength=6)[[0, 3, 4, 5]]
         assert ((counts - 750).abs() < 4 * (3000 * 0.25 * 0.75) ** 0.5).all()
 
 
 def test_with_fewer_speakers_than_parts_they_come_again() -> None:
     cfg = replace(SPEECH, min_num_segments=4, max_num_segments=4, min_num_speakers=4, max_num_speakers=4)
-    mates = many_plans(make([400, 400, 400]), cfg, 500).parts.source[:, 0] - 3
-    assert (mates[:, 0] != mates[:, 1]).all()
-    later = torch.bincount(mates[:, 2:].flatten(), minlength=3)
+    speakers = many_plans(make([400, 400, 400]), cfg, 500).parts.source[:, 0] - 3
+    assert (speakers[:, 0] != speakers[:, 1]).all()
+    later = torch.bincount(speakers[:, 2:].flatten(), minlength=3)
     assert later[0] == 0 and later[1:].min() > 400
 
 

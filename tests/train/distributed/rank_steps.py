@@ -17,11 +17,11 @@ import torch
 from nest_fn.config import Config
 from nest_fn.layers import random
 from nest_fn.layers.tree import flatten, tree_map
-from nest_fn.train.augment.speaker_exchange import gather_mates
+from nest_fn.train.augment.speaker_exchange import gather_speaker_pool
 from nest_fn.train.data.dataset import batches, open_dataset
-from nest_fn.train.distributed.launch import Job, joined
+from nest_fn.train.distributed.launch import Job, init_ranks
 from nest_fn.train.distributed.sharding import Sharding, make_sharding
-from nest_fn.train.run.state_sharding import cut, whole
+from nest_fn.train.run.state_sharding import shard_state, unshard_state
 from nest_fn.train.step.compiled import EAGER, compile_parts
 from nest_fn.train.step.micro_batches import micro_batches, to_device
 from nest_fn.train.step.step import TrainState, init_train_state, make_step, training_loss
@@ -44,7 +44,7 @@ def run(cfg: Config, job: Job, steps: int) -> dict[str, Any]:
     )  # fmt: skip
     ranks, parts = job.ranks, cfg.trainer.accumulate
     sharding = make_sharding(flatten(ts.params), ranks, CPU) if cfg.trainer.shard else Sharding(ranks)
-    ts = cut(ts, sharding)
+    ts = shard_state(ts, sharding)
     # All but code generation, which takes minutes on a CPU.
     functions = compile_parts(lambda _: "aot_eager") if cfg.trainer.compile == "on" else EAGER
     loss = training_loss(cfg, sharding=sharding, parts=functions)
@@ -53,11 +53,11 @@ def run(cfg: Config, job: Job, steps: int) -> dict[str, Any]:
     lines = []
     for number in range(steps):
         raw, key = next(stream), random.fold_in(random.key(1), number)
-        pool = gather_mates(raw, raw["audio"], cfg.data.augment, key, ranks)
+        pool = gather_speaker_pool(raw, raw["audio"], cfg.data.augment, key, ranks)
         ts, metrics = step(ts, micro_batches(to_device(raw, CPU), parts, pool), key)
         lines.append({name: metrics[name].double() for name in ("loss_sum", "masked_tokens", "grad_norm")})
     held = sum(leaf.numel() for leaf in flatten(ts.params).values())
-    return {"lines": lines, "leaves": leaves(whole(ts, sharding)), "cut": len(sharding.cut), "held": held}
+    return {"lines": lines, "leaves": leaves(unshard_state(ts, sharding)), "cut": len(sharding.sharded), "held": held}
 
 
 def leaves(ts: TrainState) -> dict[str, torch.Tensor]:
@@ -69,9 +69,9 @@ def leaves(ts: TrainState) -> dict[str, torch.Tensor]:
 def main() -> None:
     out, *words = sys.argv[1:]
     first, *others = [group.split() for group in " ".join(words).split(" -- ")]
-    with joined(20.0, 120.0, lambda error: os._exit(error.exit_code)) as job:
+    with init_ranks(20.0, 120.0, lambda error: os._exit(error.exit_code)) as job:
         found = [run(Config.preset("tiny", [*first, *more]), job, int(steps)) for steps, *more in others]
-        if job.ranks.first:
+        if job.ranks.is_main:
             torch.save(found, out)
 
 

@@ -15,7 +15,7 @@ import torch
 from nest_fn.train.data.batch_plan import PlannedBatch
 from nest_fn.train.distributed.collectives import ALONE
 from nest_fn.train.distributed.launch import SINGLE
-from nest_fn.train.distributed.sharding import WHOLE
+from nest_fn.train.distributed.sharding import REPLICATED
 from nest_fn.train.errors import DistributedError
 from tests.train.conftest import Corpus
 
@@ -109,20 +109,20 @@ def test_parts_are_cut_before_ranks() -> None:
 
 def test_alone_nothing_is_sent() -> None:
     x = torch.randn(3, 2)
-    assert torch.equal(ALONE.gather(x), x[None]) and ALONE.total({"x": x})["x"] is x
-    assert ALONE.any(True) and not ALONE.any(False) and ALONE.from_first("a") == "a"
-    assert WHOLE.own({"x": x})["x"] is x and WHOLE.assemble({"x": x})["x"] is x
-    assert WHOLE.norm({"x": x}) == torch.linalg.vector_norm(x)
+    assert torch.equal(ALONE.all_gather(x), x[None]) and ALONE.all_reduce_sum({"x": x})["x"] is x
+    assert ALONE.any(True) and not ALONE.any(False) and ALONE.broadcast_object("a") == "a"
+    assert REPLICATED.shard({"x": x})["x"] is x and REPLICATED.all_gather({"x": x})["x"] is x
+    assert REPLICATED.global_norm({"x": x}) == torch.linalg.vector_norm(x)
     SINGLE.agree({"anything": 1})
 
 
 QUARREL = """
 import os, time
 from nest_fn.train.errors import DistributedError
-from nest_fn.train.distributed.launch import joined
+from nest_fn.train.distributed.launch import init_ranks
 try:
-    with joined(5.0, 60.0, lambda error: os._exit(9)) as job:
-        if job.ranks.first:
+    with init_ranks(5.0, 60.0, lambda error: os._exit(9)) as job:
+        if job.ranks.is_main:
             raise RuntimeError("gloo: what nobody expected")
         time.sleep(6)
 except DistributedError as error:
@@ -138,8 +138,8 @@ def test_a_call_that_fails_although_all_live(tmp_path: Path) -> None:
 
 
 def test_a_launcher_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    from nest_fn.train.distributed.launch import joined
+    from nest_fn.train.distributed.launch import init_ranks
 
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(DistributedError, match=r"cannot join 2 ranks: .* start with torchrun"), joined(1, 1, print):
+    with pytest.raises(DistributedError, match=r"cannot join 2 ranks: .* start with torchrun"), init_ranks(1, 1, print):
         pass

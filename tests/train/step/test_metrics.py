@@ -9,7 +9,7 @@ import torch
 
 from nest_fn.layers import random
 from nest_fn.layers.types import Tensor
-from nest_fn.train.step.metrics import SUMMED, add, report, skip, warnings
+from nest_fn.train.step.metrics import SUMMED, add, skip, summarise, warnings
 
 HEALTHY = {"masked_tokens": 5000.0, "overflow": 0.0, "perplexity": 40.0, "accuracy": 0.3, "unigram_accuracy": 0.1}
 
@@ -47,10 +47,10 @@ def test_an_update_that_was_left_out_only_counts() -> None:
         add(skip(add({}, _metrics(0)), bad), _metrics(2)),
         skip(add(add({}, _metrics(0)), _metrics(2)), bad),
     ):
-        assert report(window) == report(made) and torch.equal(window["grad_norm"], made["grad_norm"])
+        assert summarise(window) == summarise(made) and torch.equal(window["grad_norm"], made["grad_norm"])
         assert (float(window["steps"]), float(window["skipped"])) == (3, 1)
     alone = skip({}, bad)
-    assert report(alone)["loss"] == 0 and "grad_norm" not in alone
+    assert summarise(alone)["loss"] == 0 and "grad_norm" not in alone
     assert warnings(HEALTHY | {"masked_tokens": 0.0, "skipped": 1.0}, 64, 100, 20) == {}
 
 
@@ -63,7 +63,7 @@ def test_adding_leaves_its_arguments_alone() -> None:
 
 def test_report_against_counting() -> None:
     step = _metrics(2)
-    got = report(add({}, step))
+    got = summarise(add({}, step))
     counts, masked = step["token_counts"].double(), step["masked_token_counts"]
     shares = [row[row > 0] / row.sum() for row in counts]
     assert got["loss"] == pytest.approx(2.0 + 2 / 100) and got["accuracy"] == pytest.approx(9 / 100)
@@ -76,14 +76,14 @@ def test_report_against_counting() -> None:
 
 def test_a_window_without_masked_tokens_is_finite() -> None:
     empty = {name: torch.zeros_like(value) for name, value in _metrics(0).items()}
-    assert all(math.isfinite(value) for value in report(add({}, empty)).values())
+    assert all(math.isfinite(value) for value in summarise(add({}, empty)).values())
 
 
 @pytest.mark.parametrize(
     "kind, change, words",
     [
         ("unmasked", {"masked_tokens": 0.0}, "no token was masked"),
-        ("overflow", {"overflow": 3.0}, "3 masked tokens had no room.*loss.capacity"),
+        ("overflow", {"overflow": 3.0}, "3 masked tokens were left out.*loss.capacity"),
         ("collapse", {"perplexity": 3.1}, r"few codes \(perplexity 3.1 of 64\)"),
         ("unlearnt", {"accuracy": 0.104}, r"masked accuracy 0.104 is not above.*\(0.100\)"),
     ],

@@ -12,7 +12,7 @@ from nest_fn.config import Config
 from nest_fn.layers import random
 from nest_fn.layers.tree import flatten, tree_map
 from nest_fn.layers.types import Tensor
-from nest_fn.train.augment.reverb import load_rooms
+from nest_fn.train.augment.reverb import load_rirs
 from nest_fn.train.data.dataset import batches, open_dataset
 from nest_fn.train.errors import NonFiniteError
 from nest_fn.train.step.micro_batches import micro_batches, to_device
@@ -210,7 +210,7 @@ def test_a_detached_subsampling_is_neither_moved_nor_decayed(corpus: Corpus) -> 
 
 def test_rooms_are_heard_and_rate_is_the_schedules(corpus: Corpus) -> None:
     cfg = _config(corpus, "data.augment.rir_prob=1", "data.augment.prob=0")
-    rirs = load_rooms(cfg.data)
+    rirs = load_rirs(cfg.data)
     assert rirs is not None and rirs.shape == (2, 800) and float(rirs.abs().max()) <= 1
     _, (dry,) = _run(_config(corpus, "data.augment.prob=0"), 1)
     _, (wet,) = _run(cfg, 1, loss=training_loss(cfg, rirs))

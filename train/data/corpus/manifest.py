@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nest_fn.files.atomic import anything, replacing
+from nest_fn.files.atomic import anything, atomic_write
 from nest_fn.files.inputs import open_plain, read_plain
 from nest_fn.files.quoting import clip
 from nest_fn.train.errors import DataError
@@ -176,7 +176,7 @@ def manifest_files(files: str | Path | Sequence[str | Path]) -> list[str]:
 def write_manifest(path: str | Path, entries: Iterable[Mapping[str, Any]], *, overwrite: bool = False) -> None:
     """Write JSON lines; the file is there whole or not at all. Raises ``OutputError`` if it was there already."""
     with (
-        replacing(path, 0, replaces=anything if overwrite else None) as temporary,
+        atomic_write(path, 0, replaces=anything if overwrite else None) as temporary,
         open(temporary, "w", encoding="utf-8") as stream,
     ):
         for entry in entries:

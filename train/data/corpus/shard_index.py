@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nest_fn.checkpoint.folder import versions
-from nest_fn.files.atomic import anything, replacing
+from nest_fn.files.atomic import anything, atomic_write
 from nest_fn.files.outputs import begin, claim, finish
 from nest_fn.train.errors import DataError
 
@@ -144,7 +144,7 @@ def write_shards(manifest: Manifest, out_dir: str | Path, shards: int, *, overwr
     lines: list[str] = []
     for number, (first, last) in enumerate(pairwise(cuts)):
         lines += _write_shard(manifest, files[first:last], folder / f"audio_{number}.tar", number)
-    with replacing(listing, 0, replaces=anything) as temporary:
+    with atomic_write(listing, 0, replaces=anything) as temporary:
         temporary.write_bytes("".join(lines).encode("utf-8"))
     finish(place, names)
     return listing
@@ -179,7 +179,7 @@ def _write_shard(manifest: Manifest, files: list[list[int]], path: Path, number:
     """One archive; the manifest lines of what is in it."""
     lines = []
     with (
-        replacing(path, 0, replaces=anything) as temporary,
+        atomic_write(path, 0, replaces=anything) as temporary,
         tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as archive,
     ):
         for indices in files:

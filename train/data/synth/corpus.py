@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from nest_fn.files.atomic import anything, replacing
+from nest_fn.files.atomic import anything, atomic_write
 from nest_fn.files.outputs import begin, claim, finish
 from nest_fn.train.data.corpus.wav import write_wav
 
@@ -97,7 +97,7 @@ def _write_manifest(path: Path, entries: Iterable[dict[str, Any]]) -> None:
 
 
 def _write_text(path: Path, text: str) -> None:
-    with replacing(path, len(text), replaces=anything) as temporary:
+    with atomic_write(path, len(text), replaces=anything) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

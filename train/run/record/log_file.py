@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nest_fn.train.errors import words
+from nest_fn.train.errors import error_text
 from nest_fn.train.run.context import Reporter
 
 from .appending import append_whole
@@ -90,19 +90,19 @@ class Logged:
 
 @contextmanager
 def logged(
-    reporter: Reporter, path: Path, explained: Callable[[BaseException], BaseException] = lambda error: error
+    reporter: Reporter, path: Path, diagnose: Callable[[BaseException], BaseException] = lambda error: error
 ) -> Iterator[Logged]:
     """A reporter whose words, Python's warnings while the block runs, and the error that ends it are written down.
 
-    ``explained`` makes of that error the one to end with.
+    ``diagnose`` makes of that error the one to end with.
     """
     told = Logged(reporter, LogFile(path))
     try:
         with _warnings_told(told):
             yield told
     except BaseException as error:
-        found = explained(error)
-        told.log.write(words(found))
+        found = diagnose(error)
+        told.log.write(error_text(found))
         if found is error:
             raise
         raise found from error

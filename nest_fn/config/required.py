@@ -7,7 +7,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def known(value: T | None, name: str) -> T:
+def required(value: T | None, name: str) -> T:
     """``value``, or ``ValueError`` if it was left open: ``Config`` fills such fields, a lone section states them."""
     if value is None:
         raise ValueError(f"config: {name} is None here; take the section from a resolved Config, or state it.")
