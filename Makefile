@@ -5,12 +5,17 @@ PYTHON ?= python3.11
 WORKERS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
-.PHONY: test check gpu-check format bench demo wheel-test clean
+DOCS_READY := .venv/.ready-docs
+.PHONY: test check gpu-check docs format bench demo wheel-test clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools wheel
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
+	touch $@
+
+$(DOCS_READY): $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[docs]'
 	touch $@
 
 test: $(READY) ## all tests
@@ -24,6 +29,9 @@ check: $(READY) ## style, types, the conventions of docs/design.md
 
 gpu-check: $(READY) ## every kernel of the compiled step through Triton and ptxas for an H100; no GPU is needed
 	$(BIN)/python -W ignore -m tests.gpu.check $(ARGS)
+
+docs: $(DOCS_READY) ## the documentation as a site, build/site/index.html; a dead link fails it
+	$(BIN)/mkdocs build --strict
 
 format: $(READY) ## mend style
 	$(BIN)/ruff check --fix .

@@ -16,6 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 2.0  # of CPU on top of torch's; 0.95 were seen at 2.6 GHz, 0.8 of them for torch._dynamo, which mel.py wakes
 EVERYWHERE = {"setuptools", "wheel", "pytest", "pytest_xdist", "hypothesis", "mypy", "ruff", "types_pyyaml"}  # tools
+EVERYWHERE |= {"mkdocs", "mkdocstrings", "pygments"}
 
 ALONE = """
 import json, sys, time
