@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -16,15 +17,15 @@ DOCS = ROOT / "docs"
 IN_REPOSITORY = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md")), ROOT / "tests" / "reference" / "README.md"]
 
 
-def _hook() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("build_pages", ROOT / SITE["hooks"][0])
+def _module(path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-HOOK = _hook()
+HOOK = _module(SITE["hooks"][0])
 NAV = HOOK.pages(SITE["nav"])
 _CODE = re.compile(r"^```.*?^```$", flags=re.MULTILINE | re.DOTALL)
 
@@ -110,6 +111,16 @@ def test_nothing_is_loaded_from_another_host() -> None:
     assert SITE["theme"]["name"] == "readthedocs" and SITE["theme"]["highlightjs"] is False
     assert HOOK.foreign('<script src="https://host/x.js"></script><link href="//host/x.css"><img src="http://h/x.png">')
     assert not HOOK.foreign('<script src="js/x.js"></script><a href="https://host/">text</a><img src="../x.png">')
+
+
+def test_a_field_is_described_by_its_comment(monkeypatch: pytest.MonkeyPatch) -> None:
+    griffe = ModuleType("griffe")
+    griffe.Extension = griffe.Attribute = object  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "griffe", griffe)
+    comment_of = _module("docs/field_comments.py").comment_of
+    assert comment_of("    width: int = 3  # bins") == "bins"
+    assert comment_of('    name: str = "#"  # type: ignore[assignment]  # [B, T]  # Hz') == "[B, T]  # Hz"
+    assert [comment_of(line) for line in ("x = 1", 'x = "# no"', "x = (", "x: int  # type: ignore[misc]")] == [""] * 4
 
 
 @pytest.mark.parametrize("link", ["[a](none.md)", "[a](design.md#nowhere)", "[a](#nowhere)", "![a](none.png)"])
