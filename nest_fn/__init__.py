@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .interop import nemo
     from .model import Batch, Output, abstract, encode, forward, init, loss, loss_sum, quantize
     from .train.facade.ssl_model import PureTorchSSLModel, create_optimizer, create_scheduler
+    from .tree_summary import summary
 
 __all__ = [
     "Batch",
@@ -52,6 +53,7 @@ __all__ = [
     "save",
     "save_file",
     "split",
+    "summary",
 ]
 
 _HOMES = {
@@ -62,6 +64,7 @@ _HOMES = {
     "hidden_states": ("features",),
     "model": ("Batch", "Output", "abstract", "encode", "forward", "init", "loss", "loss_sum", "quantize"),
     "train.facade.ssl_model": ("PureTorchSSLModel", "create_optimizer", "create_scheduler"),
+    "tree_summary": ("summary",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

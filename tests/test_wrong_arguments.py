@@ -58,6 +58,7 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "save": (nest_fn.save, {"path": "model", "params": params, "state": state, "cfg": cfg, "step": 0}),
         "save_file": (nest_fn.save_file, {"path": "model.pt", "params": params, "state": state, "cfg": cfg, "step": 0}),
         "load": (nest_fn.load, {"path": "model.pt"}),
+        "summary": (nest_fn.summary, {"params": params}),
         "create_optimizer": (nest_fn.create_optimizer, {"model": module(), "cfg": cfg}),
         "create_scheduler": (nest_fn.create_scheduler, {"optimizer": optimizer, "cfg": cfg}),
         "Config.preset": (Config.preset, {"name": "tiny", "overrides": []}),

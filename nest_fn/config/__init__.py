@@ -36,6 +36,7 @@ from .parse.errors import ConfigError, Problems, blamed
 from .parse.nemo_dialect import read_dialect
 from .parse.overrides import apply_overrides, resolve
 from .parse.yaml_io import read
+from .representation import ShortRepr
 from .training import AugmentConfig, DataConfig, OptimConfig, SchedConfig, TrainerConfig
 
 __all__ = [
@@ -56,8 +57,8 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, repr=False)
+class Config(ShortRepr):
     """A whole configuration; ``Config()`` is NEST-Large with the reference's recipe."""
 
     sample_rate: int = 16000  # Hz
@@ -146,6 +147,9 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """The nested mapping of plain values from which ``from_dict`` makes an equal config; derived ones are None."""
         return derive.strip(self, to_plain(self))
+
+    def _shown(self, name: str) -> Any:
+        return derive.unfilled(self, name)
 
     @property
     def frames_per_token(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -94,13 +94,32 @@ def _gives_way(config: Config, name: str, field: str, given: Any) -> bool:
 
 
 def strip(config: Config, plain: dict[str, Any]) -> dict[str, Any]:
-    """The plain mapping with derived fields open (``None``) again, so that overrides on top of it stay consistent."""
+    """The plain mapping with derived fields set to ``None`` again, so that overrides applied to it stay consistent."""
     for name, field in derived(config):
         plain[name][field] = None
-    sched, filled = config.optim.sched, plain["optim"]["sched"]
-    if sched is not None:
-        if sched.d_model == config.encoder.d_model:
-            filled["d_model"] = None
-        if sched.max_steps == config.trainer.max_steps:
-            filled["max_steps"] = None
+    if config.optim.sched is not None:
+        plain["optim"]["sched"] |= _open_schedule(config)
     return plain
+
+
+def unfilled(config: Config, name: str) -> Any:
+    """One field of ``config``; if it is a section, with the values that ``fill`` put in reset to their defaults."""
+    value = getattr(config, name)
+    derived_here = {field for section, field in derived(config) if section == name}
+    if not derived_here and name != "optim":
+        return value
+    reset: dict[str, Any] = {
+        field.name: None for field in fields(value) if field.name in derived_here and field.default is None
+    }
+    if "compat" in derived_here and config.compat == "legacy":
+        return replace(value, **reset, compat="current")
+    if name == "optim" and config.optim.sched is not None:
+        reset = {"sched": replace(config.optim.sched, **_open_schedule(config))}
+    return replace(value, **reset) if reset else value
+
+
+def _open_schedule(config: Config) -> dict[str, Any]:
+    """``None`` for each field of the schedule that holds what ``fill`` would put in."""
+    sched = config.optim.sched
+    filled = {"d_model": config.encoder.d_model, "max_steps": config.trainer.max_steps}
+    return {field: None for field, value in filled.items() if getattr(sched, field) == value}

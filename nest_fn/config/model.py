@@ -9,12 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from .representation import ShortRepr
+
 Compat = Literal["current", "legacy"]
 """Numerics of the reference since 2.5 (``current``) or up to 2.4 (``legacy``): reference 0."""
 
 
-@dataclass(frozen=True)
-class PreprocessorConfig:
+@dataclass(frozen=True, repr=False)
+class PreprocessorConfig(ShortRepr):
     """Waveform to log-mel (reference 1.2)."""
 
     sample_rate: int = 16000  # Hz
@@ -63,8 +65,8 @@ class PreprocessorConfig:
         return self.n_fft if self.n_fft is not None else 1 << (self.window_length - 1).bit_length()
 
 
-@dataclass(frozen=True)
-class MaskingConfig:
+@dataclass(frozen=True, repr=False)
+class MaskingConfig(ShortRepr):
     """Random block masking (reference 3)."""
 
     block_size: int = 40  # frames of 10 ms, also under post_conv (divided by the subsampling factor there)
@@ -77,8 +79,8 @@ class MaskingConfig:
     force_block: bool = False  # True: every utterance gets at least one block (Q14)
 
 
-@dataclass(frozen=True)
-class QuantizerConfig:
+@dataclass(frozen=True, repr=False)
+class QuantizerConfig(ShortRepr):
     """Random-projection vector quantizer (reference 2)."""
 
     code_dim: int | None = None  # None: Config.code_dim
@@ -93,8 +95,8 @@ class QuantizerConfig:
     precision: str = "float64"  # of the nearest-code search: float64 (as the reference), float32
 
 
-@dataclass(frozen=True)
-class EncoderConfig:
+@dataclass(frozen=True, repr=False)
+class EncoderConfig(ShortRepr):
     """FastConformer encoder (reference 4.1)."""
 
     feat_in: int | None = None  # None: preprocessor.features
@@ -139,8 +141,8 @@ class EncoderConfig:
     compat: Compat = "current"
 
 
-@dataclass(frozen=True)
-class DecoderConfig:
+@dataclass(frozen=True, repr=False)
+class DecoderConfig(ShortRepr):
     """Linear softmax head, one for each book (reference 5)."""
 
     feat_in: int | None = None  # None: the encoder's output width
@@ -151,8 +153,8 @@ class DecoderConfig:
     init_mode: str = "xavier_uniform"  # xavier_uniform, xavier_normal, kaiming_uniform, kaiming_normal
 
 
-@dataclass(frozen=True)
-class LossConfig:
+@dataclass(frozen=True, repr=False)
+class LossConfig(ShortRepr):
     """Cross-entropy on masked tokens (reference 5)."""
 
     mask_threshold: float = 0.8  # a token counts when more than this share of its frames is masked

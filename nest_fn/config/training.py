@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from .representation import ShortRepr
 
-@dataclass(frozen=True)
-class AugmentConfig:
+
+@dataclass(frozen=True, repr=False)
+class AugmentConfig(ShortRepr):
     """Noise and other speakers mixed into the input (reference 7.5). Ratios are dB of audio over noise."""
 
     prob: float = 0.5  # share of utterances that are augmented
@@ -26,8 +28,8 @@ class AugmentConfig:
     keep_raw_noise: bool = False  # True: untouched rows keep their noise at its raw gain, as the reference (Q32)
 
 
-@dataclass(frozen=True)
-class DataConfig:
+@dataclass(frozen=True, repr=False)
+class DataConfig(ShortRepr):
     """Where audio comes from and how it is batched."""
 
     train: tuple[str, ...] = ()  # manifests (JSONL)
@@ -61,8 +63,8 @@ class DataConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
 
-@dataclass(frozen=True)
-class SchedConfig:
+@dataclass(frozen=True, repr=False)
+class SchedConfig(ShortRepr):
     """Learning rate as a function of the step (reference 6.4)."""
 
     name: str = "noam"  # noam, cosine, constant
@@ -81,8 +83,8 @@ class SchedConfig:
         return self.warmup_steps or 0
 
 
-@dataclass(frozen=True)
-class OptimConfig:
+@dataclass(frozen=True, repr=False)
+class OptimConfig(ShortRepr):
     """Optimiser and its schedule (reference 6.4)."""
 
     name: str = "adamw"  # adamw, adam, sgd
@@ -94,8 +96,8 @@ class OptimConfig:
     sched: SchedConfig | None = field(default_factory=SchedConfig)
 
 
-@dataclass(frozen=True)
-class TrainerConfig:
+@dataclass(frozen=True, repr=False)
+class TrainerConfig(ShortRepr):
     """How long, how precise, how often."""
 
     max_steps: int = 100_000
