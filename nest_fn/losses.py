@@ -48,6 +48,34 @@ def token_mask(mask: Tensor, cfg: LossConfig) -> Tensor:
     return share > cfg.mask_threshold
 
 
+class TokenScores(NamedTuple):
+    """What log-probabilities say of each target token."""
+
+    losses: Tensor  # [B, T, K], nats
+    correct: Tensor  # bool [B, T, K], where the likeliest class is the target
+    tokens: Tensor  # int64 [B, T, K], the targets
+    valid: Tensor  # bool [B, T], within the length, in a row of weight above 0
+    masked: Tensor  # bool [B, T], valid and masked: the tokens of the loss
+
+
+def score_tokens(
+    log_probs: Tensor, lengths: Tensor, masks: Tensor, tokens: Tensor, cfg: LossConfig, weight: Tensor | None = None
+) -> TokenScores:
+    """Loss and correctness of every token of ``model.forward``'s output, whose fields are the first four arguments.
+
+    ``log_probs [B, T, C, K]`` with ``tokens [B, T, K]``, or ``[B, T, C]`` with ``[B, T]``; lengths ``[B]`` in encoder
+    frames; ``masks [B, M, F]``; ``weight [B]``, 0 for rows that must not count. Raises ``ValueError`` if the targets
+    are not as long as the log-probabilities (Q45).
+    """
+    scores, targets = _by_book("score_tokens", log_probs, tokens)
+    valid = valid_mask(lengths, targets.shape[1])
+    if weight is not None:
+        valid = valid & (weight > 0)[:, None]
+    losses = -scores.gather(2, targets[:, :, None, :])[:, :, 0]
+    masked = token_mask(masks[:, 0] > 0.5, cfg) & valid
+    return TokenScores(losses, scores.argmax(dim=2) == targets, targets, valid, masked)
+
+
 def masked_cross_entropy(log_probs: Tensor, tokens: Tensor, token_mask: Tensor) -> Tensor:
     """Mean negative log-probability over masked tokens and books, a scalar.
 
@@ -55,16 +83,22 @@ def masked_cross_entropy(log_probs: Tensor, tokens: Tensor, token_mask: Tensor) 
     ``[B, T]``. 0 with zero gradients if nothing is masked (Q14: the reference gives NaN). Raises ``ValueError`` if the
     targets are not as long as the log-probabilities (Q45: the reference pads them with class 0, or crops them).
     """
-    scores, targets = (log_probs, tokens) if log_probs.ndim == 4 else (log_probs[..., None], tokens[..., None])
-    if targets.shape != (*scores.shape[:2], scores.shape[3]):
-        raise ValueError(
-            f"masked_cross_entropy: log_probs {list(log_probs.shape)} want one target each, tokens are "
-            f"{list(tokens.shape)}; clean and noisy features must be equally long."
-        )
+    scores, targets = _by_book("masked_cross_entropy", log_probs, tokens)
     _check_mask("masked_cross_entropy", token_mask, scores)
     losses = -scores.gather(2, targets[:, :, None, :])[:, :, 0]  # [B, T, K]
     total = torch.where(token_mask[..., None], losses, 0.0).sum()
     return total / (token_mask.sum() * targets.shape[2]).clamp(min=1)
+
+
+def _by_book(what: str, log_probs: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as ``[B, T, C, K]`` and ``[B, T, K]``, with an axis for the codebook where there was none."""
+    scores, targets = (log_probs, tokens) if log_probs.ndim == 4 else (log_probs[..., None], tokens[..., None])
+    if targets.shape != (*scores.shape[:2], scores.shape[3]):
+        raise ValueError(
+            f"{what}: log_probs {list(log_probs.shape)} want one target each, tokens are {list(tokens.shape)}; "
+            "clean and noisy features must be equally long."
+        )
+    return scores, targets
 
 
 def masked_token_loss(

@@ -28,8 +28,8 @@ from nest_fn.layers import random
 from nest_fn.train.data.corpus.manifest import write_manifest
 from nest_fn.train.data.corpus.wav import write_wav
 from nest_fn.train.data.dataset import batches, open_dataset
+from nest_fn.train.data.transfer import to_device
 from nest_fn.train.hash_rng import randint_below, random_words, stream_key
-from nest_fn.train.step.micro_batches import to_device
 from nest_fn.train.step.step import init_train_state, make_step
 
 FILE = Path(__file__).parent / "golden" / "losses.json"

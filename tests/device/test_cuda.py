@@ -13,8 +13,8 @@ from nest_fn import Config
 from nest_fn.layers import random
 from nest_fn.layers.tree import flatten, tree_map
 from nest_fn.train.data.dataset import batches, open_dataset
+from nest_fn.train.data.transfer import send, to_device
 from nest_fn.train.step import metrics
-from nest_fn.train.step.micro_batches import send, to_device
 from nest_fn.train.step.step import init_train_state, make_step
 from tests.train.conftest import Corpus
 

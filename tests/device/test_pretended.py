@@ -19,14 +19,15 @@ from nest_fn.mel import make_tables
 from nest_fn.model import init
 from nest_fn.train.augment.reverb import reverberate
 from nest_fn.train.data.dataset import load_batch
+from nest_fn.train.data.transfer import to_device
 from nest_fn.train.downstream.ctc import _ctc, _log_probs
 from nest_fn.train.downstream.extract import extract, tokenize
 from nest_fn.train.downstream.inference import Model, open_audio
 from nest_fn.train.downstream.utterance_probe import _pooled
 from nest_fn.train.step import metrics
 from nest_fn.train.step import step as steps
+from nest_fn.train.step.batch import micro_batches
 from nest_fn.train.step.evaluate import make_evaluate, validate
-from nest_fn.train.step.micro_batches import micro_batches, to_device
 from tests.laws.registry import ALL, Example
 from tests.laws.registry import key as example_key
 from tests.train.conftest import Corpus

@@ -22,6 +22,7 @@ from nest_fn.config import Config
 from nest_fn.config.training import AugmentConfig
 from nest_fn.layers import random
 from nest_fn.layers.types import Key, Tensor
+from nest_fn.train.keys import split_step_key
 
 from .mix_plan import MixPlan, Parts, plan_mix, relocate_sources, words_needed
 from .reverb import reverberate
@@ -94,15 +95,9 @@ def _mix(
     return mix_parts(speech, batch["noise"], pool["audio"], plan)
 
 
-def split_key(key: Key) -> tuple[Key, Key]:
-    """A step's key into that of the mixture and that of the model."""
-    mixing, model = random.split(key, 2).unbind(0)
-    return mixing, model
-
-
 def prepare_inputs(raw: Mapping[str, Any], cfg: Config, key: Key, rirs: Tensor | None) -> tuple[dict[str, Tensor], Key]:
     """The model's batch made from ``raw`` in a step, and the model's own key."""
-    mixing, model = split_key(key)
+    mixing, model = split_step_key(key)
     batch = augment(raw, cfg.data.augment, mixing, rirs, pool=raw.get("pool"))
     batch["row"] = raw["utterance"]
     return batch, model

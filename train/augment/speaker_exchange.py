@@ -15,9 +15,10 @@ from nest_fn.config.training import AugmentConfig
 from nest_fn.layers.types import Key, Tensor
 from nest_fn.train.data.dataset import RawBatch
 from nest_fn.train.distributed.collectives import Ranks
+from nest_fn.train.keys import split_step_key
 
 from .mix_plan import plan_mix, speakers_heard
-from .mixing import draw_words, split_key
+from .mixing import draw_words
 
 _NUMBERS = ("audio_len", "row", "utterance", "noise_len", "weight")
 
@@ -35,7 +36,7 @@ def gather_speaker_pool(
         return None
     rows = audio.shape[0]
     whole = _gather_numbers(raw, ranks)
-    _, words = draw_words(split_key(key.cpu())[0], whole["utterance"], cfg)
+    _, words = draw_words(split_step_key(key.cpu()).mixing, whole["utterance"], cfg)
     parts = plan_mix(words, whole, whole, cfg).parts
     heard = torch.where(parts.size > 0, parts.source - ranks.world * rows, -1).unflatten(0, (ranks.world, rows))
     wanted = [sorted(set(of_rank.flatten().tolist()) - {-1}) for of_rank in heard.clamp(min=-1)]

@@ -184,7 +184,7 @@ def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _pretrain(args: argparse.Namespace) -> int:
     from nest_fn.train.distributed.launch import init_ranks
-    from nest_fn.train.run.loop import pretrain
+    from nest_fn.train.run.pretrain import pretrain
     from nest_fn.train.run.record.log_file import LogFile
     from nest_fn.train.run.record.run_folder import RunFolder
 

@@ -9,15 +9,14 @@ from pathlib import Path
 
 import torch
 
-from nest_fn.checkpoint import folder as checkpoint_files
-from nest_fn.checkpoint import retention as checkpoint_folder
+from nest_fn.checkpoint import folder as checkpoint_folder
+from nest_fn.checkpoint import retention
 from nest_fn.config import Config
 from nest_fn.config.writer import to_text
 from nest_fn.files.atomic import anything, atomic_write
 from nest_fn.files.outputs import begin, claim
 from nest_fn.frontend import log_mel
 from nest_fn.hidden_states import features
-from nest_fn.layers import random
 from nest_fn.layers.types import Params, State, Tensor
 from nest_fn.model import init
 from nest_fn.train.data.corpus.audio import read_audio
@@ -30,8 +29,9 @@ from nest_fn.train.downstream.linear_probe import (
     frame_labels,
     stack_frames,
 )
-from nest_fn.train.run.context import INIT, Reporter
-from nest_fn.train.run.loop import pretrain
+from nest_fn.train.keys import init_key, root_key
+from nest_fn.train.run.context import Reporter
+from nest_fn.train.run.pretrain import pretrain
 from nest_fn.train.run.record.run_folder import RunFolder
 
 PHONE_NAMES = list(PHONES)
@@ -67,10 +67,10 @@ def probe_run(cfg: Config, run: Path, manifests: dict[str, Path]) -> dict[str, d
     A probe sees speakers of the training set only, their clean and noisy speech together; its penalty, and the layer
     of the encoder, are chosen on some of these speakers that it has not seen.
     """
-    path, _ = checkpoint_folder.newest_valid(run / "checkpoints")
-    trees, _, _ = checkpoint_files.read_checkpoint(path)  # type: ignore[arg-type]
+    path, _ = retention.newest_valid(run / "checkpoints")
+    trees, _, _ = checkpoint_folder.read_checkpoint(path)  # type: ignore[arg-type]
     learnt = (trees["ema"] or trees["params"], trees["state"])
-    untrained = init(random.fold_in(random.key(cfg.trainer.seed), INIT), cfg)
+    untrained = init(init_key(root_key(cfg.trainer.seed)), cfg)
     makers: dict[str, Maker] = {
         "learnt": lambda audio, length: _encoder_features(*learnt, audio, length, cfg),
         "untrained": lambda audio, length: _encoder_features(*untrained, audio, length, cfg),

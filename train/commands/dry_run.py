@@ -9,14 +9,14 @@ from collections.abc import Iterator
 import torch
 
 from nest_fn.config import Config
-from nest_fn.layers import random
 from nest_fn.layers.tree import count, flatten
 from nest_fn.model import abstract
 from nest_fn.train.augment.reverb import load_rirs
 from nest_fn.train.data.dataset import RawBatch, load_batch, open_dataset
+from nest_fn.train.keys import init_key, root_key, step_key
 from nest_fn.train.run.context import choose_device
 from nest_fn.train.run.failure_dump import explain_oom
-from nest_fn.train.step.micro_batches import micro_batches, to_device
+from nest_fn.train.step.batch import prepare_batch
 from nest_fn.train.step.step import init_train_state, make_step, training_loss
 
 
@@ -46,12 +46,13 @@ def describe(cfg: Config) -> Iterator[str]:
 
 def _try(cfg: Config, raw: RawBatch) -> Iterator[str]:
     device = choose_device(cfg.trainer.device)
-    parts = micro_batches(to_device(raw, device), cfg.trainer.accumulate)
     rirs = load_rirs(cfg.data, cfg.sample_rate)
     step = make_step(cfg, loss=training_loss(cfg, None if rirs is None else rirs.to(device)))
-    key = random.key(cfg.trainer.seed, device=device)
+    root = root_key(cfg.trainer.seed, device=device)
+    key = step_key(root, 0)
     started = time.monotonic()
-    ts, metrics = step(init_train_state(random.fold_in(key, 0), cfg), parts, random.fold_in(key, 1))
+    parts = prepare_batch(raw, cfg, key, device, parts=cfg.trainer.accumulate)
+    ts, metrics = step(init_train_state(init_key(root), cfg), parts, key)
     mean = float(metrics["loss_sum"]) / max(float(metrics["masked_tokens"]), 1.0)
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device) / 2**30

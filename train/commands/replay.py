@@ -18,25 +18,26 @@ from typing import Any, NamedTuple
 
 import torch
 
-from nest_fn.checkpoint import folder as checkpoint_files
-from nest_fn.checkpoint import retention as checkpoint_folder
+from nest_fn.checkpoint import folder as checkpoint_folder
+from nest_fn.checkpoint import retention
 from nest_fn.config import Config
 from nest_fn.frontend import log_mel
-from nest_fn.layers import random
 from nest_fn.layers.lengths import valid_mask
-from nest_fn.layers.types import Key, Tensor
-from nest_fn.losses import token_mask
+from nest_fn.layers.types import Tensor
+from nest_fn.losses import score_tokens
 from nest_fn.model import forward
 from nest_fn.train.augment.mixing import prepare_inputs
 from nest_fn.train.data.dataset import RawBatch, batches
 from nest_fn.train.errors import CheckpointError, UsageError
-from nest_fn.train.run.context import TRAIN, Reporter, Run, open_run, step_parts
+from nest_fn.train.keys import step_key
+from nest_fn.train.run.context import Reporter, Run, open_run, step_parts
 from nest_fn.train.run.failure_dump import explain_oom, failures_folder, shorten
-from nest_fn.train.run.record.checkpoints import Saved, load, refuse_changes
+from nest_fn.train.run.record.checkpoints import load, refuse_changes
+from nest_fn.train.run.record.progress import Progress
 from nest_fn.train.run.record.run_folder import RunFolder
 from nest_fn.train.run.state_sharding import initial_train_state
-from nest_fn.train.step import metrics as measures
-from nest_fn.train.step.micro_batches import micro_batches, to_device
+from nest_fn.train.step import metrics
+from nest_fn.train.step.batch import prepare_batch
 from nest_fn.train.step.step import RefusedUpdate, TrainState, cast, make_step, training_loss
 
 
@@ -77,16 +78,16 @@ def replay(folder: str | Path, step: int, overrides: Sequence[str], reporter: Re
     run = _open(Path(folder), step, overrides, reporter)
     origin, problems = _origin(Path(folder), step)
     if origin is None:
-        saved = _from_the_seed(run, step, problems)
+        progress = _from_the_seed(run, step, problems)
     else:
-        saved = load(run.cfg, origin, run.digest, reporter.warn, run.device, allow_changes=True)
+        progress = load(run.cfg, origin, run.digest, reporter.warn, run.device, allow_changes=True)
     make = make_step(run.cfg, loss=training_loss(run.cfg, run.rirs, parts=step_parts(run), tables=run.tables))
-    stream = batches(run.train, epoch=saved.epoch, batch=saved.batch)
+    stream = batches(run.train, epoch=progress.epoch, batch=progress.batch)
     with closing(stream):  # type: ignore[type-var]
-        ts = _catch_up(run, saved, make, stream, step)
+        ts = _catch_up(run, progress, make, stream, step)
         raw = next(stream)
     values, wrong = _made(run, ts, make, raw)
-    line = measures.summarise(measures.add({}, values))
+    line = metrics.summarise(metrics.add({}, values))
     rows = tuple(_rows(run, ts, raw))
     return Replayed(
         step, origin, raw["epoch"], raw["batch"], line["loss"], float(values["grad_norm"]), rows, tuple(wrong)
@@ -126,13 +127,13 @@ def _open(folder: Path, step: int, overrides: Sequence[str], reporter: Reporter)
 
 def _origin(folder: Path, step: int) -> tuple[Path | None, list[str]]:
     """The checkpoint to start from, None if no good one is early enough; and what is wrong with each better one."""
-    dump = checkpoint_folder.step_path(failures_folder(folder), step)
-    present = checkpoint_folder.list_checkpoints(folder / "checkpoints")
-    found = [path for path in present if checkpoint_folder.step_of(path) <= step]
+    dump = retention.step_path(failures_folder(folder), step)
+    present = retention.list_checkpoints(folder / "checkpoints")
+    found = [path for path in present if retention.step_of(path) <= step]
     problems = []
     for path in [dump, *reversed(found)] if dump.exists() else reversed(found):
         try:
-            checkpoint_files.verify(path)
+            checkpoint_folder.verify(path)
         except CheckpointError as error:
             problems.append(str(error))
             continue
@@ -140,38 +141,35 @@ def _origin(folder: Path, step: int) -> tuple[Path | None, list[str]]:
     return None, problems
 
 
-def _from_the_seed(run: Run, step: int, problems: Sequence[str]) -> Saved:
+def _from_the_seed(run: Run, step: int, problems: Sequence[str]) -> Progress:
     """The run's beginning, as ``pretrain`` made it. What is not as in the oldest good checkpoint after it is told."""
     for problem in problems:
         run.reporter.warn(problem)
     if step > 0:
         run.reporter.say(f"no good checkpoint at or before step {step}: its {step} updates are made from the seed")
-    for path in checkpoint_folder.list_checkpoints(run.folder.checkpoints):
+    for path in retention.list_checkpoints(run.folder.checkpoints):
         try:
-            _, settings, meta = checkpoint_files.read_checkpoint(path)
+            _, settings, meta = checkpoint_folder.read_checkpoint(path)
         except CheckpointError:
             continue
         if "data_digest" in meta:
             refuse_changes(run.cfg, settings, meta, run.digest, True, run.reporter.warn)
             break
-    return Saved(initial_train_state(run), 0, 0, {})
+    return Progress(initial_train_state(run), 0, 0, {})
 
 
-def _parts(run: Run, raw: RawBatch) -> list[dict[str, Any]]:
-    return micro_batches(to_device(raw, run.device), run.cfg.trainer.accumulate)
+def _parts(run: Run, raw: RawBatch, step: int) -> list[dict[str, Any]]:
+    key = step_key(run.key, step)
+    return prepare_batch(raw, run.cfg, key, run.device, parts=run.cfg.trainer.accumulate)
 
 
-def _key(run: Run, step: int) -> Key:
-    return random.fold_in(random.fold_in(run.key, TRAIN), step)
-
-
-def _catch_up(run: Run, saved: Saved, make: Any, stream: Iterator[RawBatch], step: int) -> TrainState:
+def _catch_up(run: Run, progress: Progress, make: Any, stream: Iterator[RawBatch], step: int) -> TrainState:
     """The train state after ``step`` updates. What the run left out is left out again."""
-    ts = saved.ts
+    ts = progress.ts
     for raw in islice(stream, step - ts.step):
         try:
             with explain_oom(raw, run.cfg, run.device):
-                ts, _ = make(ts, _parts(run, raw), _key(run, ts.step))
+                ts, _ = make(ts, _parts(run, raw, ts.step), step_key(run.key, ts.step))
         except RefusedUpdate:
             ts = ts._replace(step=ts.step + 1)
     return ts
@@ -181,7 +179,7 @@ def _made(run: Run, ts: TrainState, make: Any, raw: RawBatch) -> tuple[dict[str,
     """The step's metrics, and the parameters whose gradient is not finite."""
     try:
         with explain_oom(raw, run.cfg, run.device):
-            _, values = make(ts, _parts(run, raw), _key(run, ts.step))
+            _, values = make(ts, _parts(run, raw, ts.step), step_key(run.key, ts.step))
     except RefusedUpdate as refused:
         return refused.metrics, refused.wrong
     return values, []
@@ -189,7 +187,7 @@ def _made(run: Run, ts: TrainState, make: Any, raw: RawBatch) -> tuple[dict[str,
 
 def _rows(run: Run, ts: TrainState, raw: RawBatch) -> Iterator[Row]:
     """Every utterance of the step, in the order of the batch."""
-    parts = _parts(run, raw)
+    parts = _parts(run, raw, ts.step)
     looked = [_look(run, ts, part) for part in parts]
     for place, name in enumerate(raw["ids"]):
         if name:
@@ -201,15 +199,12 @@ def _rows(run: Run, ts: TrainState, raw: RawBatch) -> Iterator[Row]:
 def _look(run: Run, ts: TrainState, part: dict[str, Any]) -> list[tuple[float, int, tuple[str, ...]]]:
     """Loss, masked tokens and remarks of each row of a micro-batch."""
     cfg = run.cfg
-    batch, key = prepare_inputs(part, cfg, _key(run, ts.step), run.rirs)
+    batch, key = prepare_inputs(part, cfg, step_key(run.key, ts.step), run.rirs)
     output, _ = forward(cast(ts.params, cfg), ts.state, batch, cfg, key=key, train=True)
-    scores = output.log_probs if output.log_probs.ndim == 4 else output.log_probs[..., None]  # [B, T, C, K]
-    tokens = output.tokens if output.tokens.ndim == 3 else output.tokens[..., None]  # [B, T, K]
-    masked = token_mask(output.masks[:, 0] > 0.5, cfg.loss) & valid_mask(output.encoded_len, tokens.shape[1])
-    masked = masked & (batch["weight"] > 0)[:, None]
-    losses = -scores.gather(2, tokens[:, :, None, :])[:, :, 0].double()
-    count = masked.sum(dim=1) * tokens.shape[2]
-    mean = torch.where(masked[..., None], losses, 0.0).sum(dim=(1, 2)) / count.clamp(min=1)
+    found = score_tokens(*output, cfg.loss, batch["weight"])
+    count = found.masked.sum(dim=1) * found.tokens.shape[2]
+    total = torch.where(found.masked[..., None], found.losses.double(), 0.0).sum(dim=(1, 2))
+    mean = total / count.clamp(min=1)
     return list(zip(mean.tolist(), count.tolist(), _remarks(batch, cfg), strict=True))
 
 

@@ -41,7 +41,7 @@ from nest_fn.layers.lengths import valid_mask
 from nest_fn.layers.tree import flatten, tree_map
 from nest_fn.layers.types import Key, Params, State, Tensor
 from nest_fn.losses import masked_cross_entropy, token_mask
-from nest_fn.train.run.context import INIT, TRAIN, VALID
+from nest_fn.train.keys import TRAIN, VALID, init_key, root_key, split_step_key
 
 from .batch_formats import as_batch, signal_parts
 from .checkpoint_file import OPTIMIZER, WEIGHTS, model_of, read_file, weights_of, write_file
@@ -126,7 +126,7 @@ class PureTorchSSLModel(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.seed = cfg.trainer.seed if seed is None else seed
-        params, state = core.init(random.fold_in(random.key(self.seed), INIT), cfg) if trees is None else trees
+        params, state = core.init(init_key(root_key(self.seed)), cfg) if trees is None else trees
         self._structure = skeleton(params), skeleton(state)
         register_tree(self, params, state)
         # A tensor, so that compiled graphs do not depend on its value.
@@ -262,12 +262,11 @@ class PureTorchSSLModel(nn.Module):
         """The key of the next draw; the mode says of which stream, unless it is given."""
         stream = (TRAIN if self.training else VALID) if stream is None else stream
         place = (TRAIN, VALID).index(stream)
-        root = random.fold_in(random.key(self.seed, device=self._device), stream)
+        root = random.fold_in(root_key(self.seed, device=self._device), stream)
         key = random.fold_in(root, self.counter[place])
         if not _transformed():
             self.counter[place].add_(1)
-        # The trainer's other half mixes noise.
-        return random.split(key, 2)[1]
+        return split_step_key(key).model
 
     def _remember(self, state: State) -> None:
         """Write the new batch statistics into the buffers, in training mode."""

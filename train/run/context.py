@@ -1,4 +1,4 @@
-"""What does not change during a run: settings, data, device, streams of the root key, and who is told."""
+"""What does not change during a run: settings, data, device, root key, and the reporter."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import torch
 
 from nest_fn.config import Config
-from nest_fn.layers import random
 from nest_fn.layers.tree import count, flatten
 from nest_fn.layers.types import Key, Tensor
 from nest_fn.mel import Tables, make_tables
@@ -23,14 +22,12 @@ from nest_fn.train.distributed.collectives import Ranks
 from nest_fn.train.distributed.launch import SINGLE, Job
 from nest_fn.train.distributed.sharding import REPLICATED, Sharding, make_sharding
 from nest_fn.train.errors import UsageError
+from nest_fn.train.keys import root_key
 from nest_fn.train.step.compiled import EAGER, StepParts, compile_parts, inductor
 
 from .device import keep_freed_memory
 from .record.run_folder import RunFolder
 from .record.tensorboard import Board
-
-# Streams of the root key.
-INIT, TRAIN, VALID = 0, 1, 2
 
 
 class Reporter(Protocol):
@@ -147,7 +144,7 @@ def open_run(cfg: Config, folder: RunFolder, reporter: Reporter, job: Job = SING
     rirs = None if rirs is None else rirs.to(device)
     board = Board(folder.path / "tensorboard")
     cut = make_sharding(flatten(abstract(cfg)[0]), job.ranks, device) if cfg.trainer.shard else Sharding(job.ranks)
-    key = random.key(seed, device=device)
+    key = root_key(seed, device=device)
     speaker = reporter if job.ranks.is_main else NullReporter()
     tables = make_tables(cfg.preprocessor, device)
     return Run(cfg, folder, board, speaker, train, valid, rirs, tables, device, key, reporter, job, cut)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from nest_fn.checkpoint import retention as checkpoint_folder
+from nest_fn.checkpoint import retention
 from nest_fn.config import Config
 from nest_fn.layers.types import Key
 from nest_fn.train.data.dataset import RawBatch
@@ -21,7 +21,8 @@ from nest_fn.train.errors import CheckpointError, MemoryExhausted, NonFiniteErro
 from nest_fn.train.step.step import RefusedUpdate
 
 from .context import Run
-from .record.checkpoints import Saved, write
+from .record.checkpoints import write
+from .record.progress import Progress
 
 SHOWN = 20  # utterances and parameters that a message names
 
@@ -44,21 +45,22 @@ def utterances(run: Run, raw: RawBatch) -> list[str]:
     return [run.train.manifest.identity(i) for i in index.tolist() if i >= 0]
 
 
-def failure(run: Run, saved: Saved, raw: RawBatch, key: Key, refused: RefusedUpdate) -> NonFiniteError:
+def failure(run: Run, progress: Progress, raw: RawBatch, key: Key, refused: RefusedUpdate) -> NonFiniteError:
     """The error that ends a run at an update that cannot be made, with the state before it written down.
 
-    ``saved`` points at the batch of the update; ``key`` is the step's. A dump that fails is told in the error.
+    ``progress`` is unsharded and points at the batch of the update; ``key`` is the step's. If the dump cannot be
+    written, the error says so.
     """
-    path = checkpoint_folder.step_path(failures_folder(run.folder.path), saved.ts.step)
+    path = retention.step_path(failures_folder(run.folder.path), progress.ts.step)
     names = utterances(run, raw)
     extra = {
         "key": key.tolist(), "utterances": names, "loss": str(refused.loss),
         "grad_norm": str(refused.norm), "gradients_not_finite": refused.wrong,
     }  # fmt: skip
-    advice = f"The state before it is in {path}; nest-fn replay {run.folder.path} {saved.ts.step} looks into it."
+    advice = f"The state before it is in {path}; nest-fn replay {run.folder.path} {progress.ts.step} looks into it."
     try:
         if run.ranks.is_main:
-            write(run.cfg, path, saved, run.digest, extra)
+            write(run.cfg, path, progress, run.digest, extra)
     except (CheckpointError, OSError) as error:
         advice = f"The state before it could not be written down: {error}"
     parameters = f"\n  gradients not finite: {shorten(refused.wrong)}" if refused.wrong else ""

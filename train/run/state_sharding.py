@@ -6,31 +6,32 @@ from collections.abc import Callable
 
 import torch
 
-from nest_fn.layers import random
 from nest_fn.layers.tree import fill, flatten
 from nest_fn.layers.types import Params, Tensor
 from nest_fn.train.distributed.sharding import Sharding
+from nest_fn.train.keys import init_key
 from nest_fn.train.step.step import TrainState, init_train_state
 
-from .context import INIT, Run
-from .record.checkpoints import Saved
+from .context import Run
+from .record.progress import Progress
 
 Leaves = dict[str, Tensor]
 
 
 def initial_train_state(run: Run) -> TrainState:
     """The train state before step 1, a function of the run's seed."""
-    return init_train_state(random.fold_in(run.key, INIT), run.cfg)
+    return init_train_state(init_key(run.key), run.cfg)
 
 
-def broadcast_state(saved: Saved | None, run: Run) -> Saved:
-    """What rank 0 restored, or the initial state where that is None, on every rank, sharded as the run says."""
-    ranks = run.ranks
-    ts = initial_train_state(run) if saved is None else saved.ts
-    head = ranks.broadcast_object(None if saved is None else saved._replace(ts=TrainState(ts.step, {}, {}, None, {})))
+def broadcast_progress(restored: Progress | None, run: Run) -> Progress:
+    """What rank 0 restored, or the start of the run where that is None: on every rank, sharded as the run says."""
+    ts = initial_train_state(run) if restored is None else restored.ts
+    without_tensors = None if restored is None else restored._replace(ts=TrainState(ts.step, {}, {}, None, {}))
+    received = run.ranks.broadcast_object(without_tensors)
     broadcast_(ts, run.sharding)
-    head = Saved(ts, 0, 0, {}) if head is None else head._replace(ts=ts._replace(step=head.ts.step))
-    return head._replace(ts=shard_state(head.ts, run.sharding))
+    if received is None:
+        return Progress(shard_state(ts, run.sharding), 0, 0, {})
+    return received._replace(ts=shard_state(ts._replace(step=received.ts.step), run.sharding))
 
 
 def shard_state(ts: TrainState, sharding: Sharding) -> TrainState:

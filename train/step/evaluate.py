@@ -8,11 +8,10 @@ from typing import Any
 import torch
 
 from nest_fn.config import Config
-from nest_fn.layers.lengths import valid_mask
 from nest_fn.layers.types import Key, Params, State, Tensor
-from nest_fn.losses import token_histogram, token_mask
+from nest_fn.losses import score_tokens, token_histogram
 from nest_fn.model import forward
-from nest_fn.train.augment.mixing import augment, split_key
+from nest_fn.train.augment.mixing import prepare_inputs
 from nest_fn.train.distributed.collectives import ALONE, Ranks
 
 from .metrics import Sums, add, summarise
@@ -29,26 +28,21 @@ def make_evaluate(cfg: Config, rirs: Tensor | None = None) -> Evaluate:
 
     @torch.no_grad()
     def evaluate(params: Params, state: State, raw: Mapping[str, Any], key: Key) -> Sums:
-        mixing, model = split_key(key)
-        batch = augment(raw, cfg.data.augment, mixing, rirs, pool=raw.get("pool"))
-        batch["row"] = raw["utterance"]
+        batch, model = prepare_inputs(raw, cfg, key, rirs)
         output, _ = forward(params, state, batch, cfg, key=model, train=False)
-        log_probs = output.log_probs if output.log_probs.ndim == 4 else output.log_probs[..., None]
-        tokens = output.tokens if output.tokens.ndim == 3 else output.tokens[..., None]
-        valid = valid_mask(output.encoded_len, tokens.shape[1]) & (batch["weight"] > 0)[:, None]
-        masked = token_mask(output.masks[:, 0] > 0.5, cfg.loss) & valid
-        losses = -log_probs.gather(2, tokens[:, :, None, :])[:, :, 0].float()
-        right = log_probs.argmax(dim=2) == tokens
+        found = score_tokens(*output, cfg.loss, batch["weight"])
+        books = found.tokens.shape[2]
+        unmasked = found.valid & ~found.masked
         return {
-            "loss_sum": torch.where(masked[..., None], losses, 0.0).sum(),
-            "masked_tokens": masked.sum() * tokens.shape[2],
-            "correct": (right & masked[..., None]).sum(),
-            "unmasked_tokens": (valid & ~masked).sum() * tokens.shape[2],
-            "unmasked_correct": (right & (valid & ~masked)[..., None]).sum(),
+            "loss_sum": torch.where(found.masked[..., None], found.losses.float(), 0.0).sum(),
+            "masked_tokens": found.masked.sum() * books,
+            "correct": (found.correct & found.masked[..., None]).sum(),
+            "unmasked_tokens": unmasked.sum() * books,
+            "unmasked_correct": (found.correct & unmasked[..., None]).sum(),
             "overflow": torch.zeros((), dtype=torch.int64),
-            "valid_tokens": valid.sum(),
-            "token_counts": token_histogram(tokens, valid, cfg.num_classes),
-            "masked_token_counts": token_histogram(tokens, masked, cfg.num_classes),
+            "valid_tokens": found.valid.sum(),
+            "token_counts": token_histogram(found.tokens, found.valid, cfg.num_classes),
+            "masked_token_counts": token_histogram(found.tokens, found.masked, cfg.num_classes),
         }
 
     return evaluate

@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from nest_fn import Config, abstract
-from nest_fn.checkpoint import folder as checkpoint_files
+from nest_fn.checkpoint import folder as checkpoint_folder
 from nest_fn.checkpoint import model_files as checkpoint
 from nest_fn.checkpoint.folder import SCHEMA, _sealed
 from nest_fn.checkpoint.model_files import CheckpointError
@@ -130,7 +130,7 @@ def test_a_file_of_another_schema_is_refused(tmp_path: Path, schema: str) -> Non
     leaves, texts = tensor_files.read_tensors(FOLDER / SETS[-1] / "model.pt")
     texts = {**texts, "schema": schema, "structure": "of another form"}
     del texts["sha256"]
-    texts["sha256"] = checkpoint_files.digest_of(leaves, texts)
+    texts["sha256"] = checkpoint_folder.digest_of(leaves, texts)
     tensor_files.write_tensors(tmp_path / "later.pt", leaves, texts)
     with pytest.raises(CheckpointError, match=rf"later\.pt: schema '{schema}', this version reads {SCHEMA}"):
         checkpoint.load(tmp_path / "later.pt")
@@ -141,7 +141,7 @@ def _write(folder: Path) -> None:
     folder.mkdir(parents=True)
     cfg, trees = _trees()
     for suffix in (".pt", ".safetensors"):
-        with patch.object(checkpoint_files, "usual_suffix", lambda suffix=suffix: suffix):
+        with patch.object(checkpoint_folder, "usual_suffix", lambda suffix=suffix: suffix):
             checkpoint.write_checkpoint(folder / f"folder{suffix}", trees, cfg.to_dict(), META)
         checkpoint.save_file(folder / f"model{suffix}", trees["params"], trees["state"], cfg, META["step"])
 

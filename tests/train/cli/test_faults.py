@@ -25,7 +25,7 @@ from nest_fn.layers.tree import flatten
 from nest_fn.train.cli.main import main
 from nest_fn.train.data.corpus.wav import write_wav
 from nest_fn.train.data.dataset import batches, open_dataset
-from nest_fn.train.step.micro_batches import to_device
+from nest_fn.train.data.transfer import to_device
 from nest_fn.train.step.step import init_train_state, make_step
 from tests.train.conftest import voice
 from tests.train.faults import Captured, config_of, entries, refused, train, write_entries

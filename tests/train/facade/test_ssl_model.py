@@ -26,7 +26,7 @@ from nest_fn.interop import nemo
 from nest_fn.interop.port_keywords import KEYWORDS, config_from_keywords
 from nest_fn.layers import random
 from nest_fn.layers.tree import check_same, fill, flatten
-from nest_fn.train.run.context import INIT, TRAIN, VALID
+from nest_fn.train.keys import INIT, TRAIN, VALID
 from tests.train.facade.facade_cases import SMALL, batch, config, equal, model, signals, snapshot
 
 ROUNDING = 64 * 2.0**-24  # of the values: as many roundings as a path through the tiny model adds up to

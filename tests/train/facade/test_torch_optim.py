@@ -13,7 +13,7 @@ import yaml
 from nest_fn import Config, ConfigError, create_optimizer, create_scheduler, key, loss
 from nest_fn.layers import random
 from nest_fn.layers.tree import fill, flatten
-from nest_fn.train.run.context import TRAIN
+from nest_fn.train.keys import TRAIN
 from nest_fn.train.step.optimizer import make_optimizer
 from nest_fn.train.step.schedule import make_schedule
 from nest_fn.train.step.step import make_step, start_from

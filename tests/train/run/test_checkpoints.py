@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from nest_fn.checkpoint import retention as checkpoint_folder
+from nest_fn.checkpoint import retention
 from nest_fn.config import Config
 from nest_fn.layers import random
 from nest_fn.layers.tree import flatten
 from nest_fn.layers.types import Tensor
 from nest_fn.train.errors import CheckpointError
-from nest_fn.train.run.record.checkpoints import Saved, _completed, recorded, restore, save
+from nest_fn.train.run.record.checkpoints import _completed, recorded, restore, save
+from nest_fn.train.run.record.progress import Progress
 from nest_fn.train.run.record.run_folder import RunFolder
 from nest_fn.train.step.step import TrainState, init_train_state
 
@@ -28,7 +29,7 @@ def _config(*overrides: str) -> Config:
     return Config.preset("tiny", ["encoder.d_model=8", "encoder.n_layers=1", "encoder.n_heads=2", *overrides])
 
 
-def _saved(cfg: Config, step: int = 7) -> Saved:
+def _saved(cfg: Config, step: int = 7) -> Progress:
     """A state in which no two tensors are alike."""
     ts = init_train_state(random.key(step), cfg)
     fill = {path: random.normal(random.fold_in(random.key(9), n), leaf.shape)
@@ -36,7 +37,7 @@ def _saved(cfg: Config, step: int = 7) -> Saved:
     parts = [{p.removeprefix(f"{n}."): leaf for p, leaf in fill.items() if p.startswith(f"{n}.")} or fill[str(n)]
              for n in range(len(ts.opt_state))]  # fmt: skip
     window = {"loss_sum": torch.tensor(1 / 3, dtype=torch.float64), "steps": torch.tensor(2.0, dtype=torch.float64)}
-    return Saved(ts._replace(step=step, opt_state=type(ts.opt_state)(*parts)), 3, 14, window)
+    return Progress(ts._replace(step=step, opt_state=type(ts.opt_state)(*parts)), 3, 14, window)
 
 
 def _folder(path: Path) -> RunFolder:
@@ -49,7 +50,9 @@ def _refuse(text: str) -> None:
     raise AssertionError(f"there was a warning: {text}")
 
 
-def _restore(cfg: Config, folder: RunFolder, resume: str = "auto", digest: str = "d", **options: Any) -> Saved | None:
+def _restore(
+    cfg: Config, folder: RunFolder, resume: str = "auto", digest: str = "d", **options: Any
+) -> Progress | None:
     options = {"warn": _refuse, "allow_changes": False} | options
     return restore(cfg, folder, digest, options["warn"], CPU, resume, options["allow_changes"])
 
@@ -143,7 +146,7 @@ def test_a_damaged_newest_one(tmp_path: Path) -> None:
     cfg, folder = _config(), _folder(tmp_path)
     for step in (3, 6):
         save(cfg, folder, _saved(cfg, step), "d", _refuse)
-    newest = checkpoint_folder.step_path(folder.checkpoints, 6)
+    newest = retention.step_path(folder.checkpoints, 6)
     file = next(newest.glob("params.*"))
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
@@ -156,7 +159,7 @@ def test_a_damaged_newest_one(tmp_path: Path) -> None:
     save(cfg, folder, _saved(cfg, 6), "d", _refuse)  # having come to step 6 again
     again = _restore(cfg, folder, "must")
     assert again is not None and again.ts.step == 6
-    for path in checkpoint_folder.list_checkpoints(folder.checkpoints):
+    for path in retention.list_checkpoints(folder.checkpoints):
         (path / "meta.json").unlink()
     with pytest.raises(CheckpointError, match="no checkpoint is whole"):
         _restore(cfg, folder, warn=told.append)
@@ -177,13 +180,13 @@ def test_only_the_last_ones_are_kept(tmp_path: Path) -> None:
     cfg, folder = _config("trainer.keep_last=2"), _folder(tmp_path)
     for step in (1, 2, 3):
         save(cfg, folder, _saved(cfg, step), "d", _refuse)
-    assert [path.name for path in checkpoint_folder.list_checkpoints(folder.checkpoints)] == [
+    assert [path.name for path in retention.list_checkpoints(folder.checkpoints)] == [
         "step_00000002", "step_00000003",
     ]  # fmt: skip
 
 
 def _steps(folder: RunFolder) -> list[int]:
-    return [int(path.name[5:]) for path in checkpoint_folder.list_checkpoints(folder.checkpoints)]
+    return [int(path.name[5:]) for path in retention.list_checkpoints(folder.checkpoints)]
 
 
 def test_the_best_and_every_so_many_are_kept(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from nest_fn.layers import random
 from nest_fn.train.cli.main import _parser, main, read_config
 from nest_fn.train.errors import DataError, MemoryExhausted
-from nest_fn.train.run.loop import pretrain
+from nest_fn.train.run.pretrain import pretrain
 from nest_fn.train.run.record.run_folder import RunFolder
 from nest_fn.train.step.step import OVERWRITTEN, init_train_state, make_step
 from tests.train.conftest import Corpus

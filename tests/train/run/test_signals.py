@@ -12,7 +12,7 @@ import pytest
 
 from nest_fn.checkpoint.folder import read_meta
 from nest_fn.train.cli.main import _parser, main, read_config
-from nest_fn.train.run.loop import pretrain
+from nest_fn.train.run.pretrain import pretrain
 from nest_fn.train.run.record.run_folder import RunFolder
 from tests.train.conftest import Corpus
 from tests.train.run.reporters import At

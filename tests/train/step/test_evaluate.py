@@ -12,8 +12,8 @@ from nest_fn.layers.types import Tensor
 from nest_fn.model import init, loss_sum
 from nest_fn.train.augment.mixing import augment
 from nest_fn.train.data.dataset import batches, open_dataset
+from nest_fn.train.data.transfer import to_device
 from nest_fn.train.step.evaluate import make_evaluate, validate
-from nest_fn.train.step.micro_batches import to_device
 from tests.train.conftest import Corpus
 
 KEY = random.key(5)

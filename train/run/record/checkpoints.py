@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from math import isfinite
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from nest_fn.checkpoint import folder as checkpoint_files
-from nest_fn.checkpoint import retention as checkpoint_folder
+from nest_fn.checkpoint import folder as checkpoint_folder
+from nest_fn.checkpoint import retention
 from nest_fn.config import Config
 from nest_fn.files.atomic import anything
 from nest_fn.layers.tree import check_same, flatten, tree_map, unflatten
 from nest_fn.layers.types import Tensor
 from nest_fn.model import abstract
 from nest_fn.train.errors import CheckpointError, UsageError
-from nest_fn.train.step.metrics import Sums
 from nest_fn.train.step.optimizer import AdamState, MomentumState
 from nest_fn.train.step.step import TrainState, start_from
 
+from .progress import Progress
 from .run_folder import RunFolder
 
 # Settings that may change between parts of a run; the arithmetic of the steps to come is then what they say.
@@ -40,49 +40,39 @@ _LOCAL = (
 )  # fmt: skip
 
 
-class Saved(NamedTuple):
-    """What a checkpoint holds: the train state, the next position of the plan, and the window of metrics."""
-
-    ts: TrainState
-    epoch: int
-    batch: int
-    window: Sums
-    skipped: int = 0  # updates in a row that were left out because they were not finite
-    valid_loss: float | None = None  # of the validation after this step, nats; written, but None when loaded
-
-
 def save(
-    cfg: Config, folder: RunFolder, saved: Saved, digest: str, warn: Callable[[str], None], passing: bool = False
+    cfg: Config, folder: RunFolder, progress: Progress, digest: str, warn: Callable[[str], None], passing: bool = False
 ) -> bool:
     """Write a checkpoint and drop old ones; whether it is there. A failure is told and leaves all as it was.
 
     A ``passing`` one, made because a stop was asked for, goes with the next save and pushes no other one out, so that
     an interrupted run keeps the same checkpoints as any other. It has no validation loss to be among the best by.
     """
-    path = checkpoint_folder.step_path(folder.checkpoints, saved.ts.step)
-    scored = saved.valid_loss is not None and isfinite(saved.valid_loss) and not passing
-    extra = ({"passing": True} if passing else {}) | ({"valid_loss": saved.valid_loss} if scored else {})
+    path = retention.step_path(folder.checkpoints, progress.ts.step)
+    scored = progress.valid_loss is not None and isfinite(progress.valid_loss) and not passing
+    extra = ({"passing": True} if passing else {}) | ({"valid_loss": progress.valid_loss} if scored else {})
     try:
-        if not _stands(path, _meta(saved, digest) | extra):
-            write(cfg, path, saved, digest, extra)
+        if not _stands(path, _meta(progress, digest) | extra):
+            write(cfg, path, progress, digest, extra)
     except CheckpointError as error:
-        warn(f"step {saved.ts.step}: {error}")
+        warn(f"step {progress.ts.step}: {error}")
         return False
-    for other in checkpoint_folder.list_checkpoints(folder.checkpoints):
+    for other in retention.list_checkpoints(folder.checkpoints):
         if other != path and _is_passing(other):
-            checkpoint_folder.discard(other)
+            retention.discard(other)
     if not passing:
         keep = cfg.trainer
-        checkpoint_folder.prune(folder.checkpoints, keep.keep_last, keep.keep_best, keep.keep_every)
+        retention.prune(folder.checkpoints, keep.keep_last, keep.keep_best, keep.keep_every)
     return True
 
 
-def write(cfg: Config, path: Path, saved: Saved, digest: str, extra: Mapping[str, Any]) -> None:
+def write(cfg: Config, path: Path, progress: Progress, digest: str, extra: Mapping[str, Any]) -> None:
     """Write a checkpoint with further values in its meta. Raises ``CheckpointError``."""
-    ts = saved.ts
+    ts = progress.ts
     trees = {"params": ts.params, "state": ts.state, "optimizer": _optimizer_tree(ts.opt_state), "ema": ts.ema}
-    trees["window"] = saved.window
-    checkpoint_files.write_checkpoint(path, trees, recorded(cfg), _meta(saved, digest) | dict(extra), replaces=anything)
+    trees |= {"window": dict(progress.window)}
+    meta = _meta(progress, digest) | dict(extra)
+    checkpoint_folder.write_checkpoint(path, trees, recorded(cfg), meta, replaces=anything)
 
 
 def check_keeping(cfg: Config) -> None:
@@ -95,22 +85,22 @@ def check_keeping(cfg: Config) -> None:
         )
 
 
-def _meta(saved: Saved, digest: str) -> dict[str, Any]:
-    place = {"step": saved.ts.step, "epoch": saved.epoch, "batch": saved.batch, "data_digest": digest}
-    return place | ({"skipped": saved.skipped} if saved.skipped else {})
+def _meta(progress: Progress, digest: str) -> dict[str, Any]:
+    place = {"step": progress.ts.step, "epoch": progress.epoch, "batch": progress.batch, "data_digest": digest}
+    return place | ({"skipped": progress.skipped} if progress.skipped else {})
 
 
 def _stands(path: Path, meta: Mapping[str, Any]) -> bool:
     """Whether a whole checkpoint with this meta is there already."""
     try:
-        return path.exists() and bool(checkpoint_files.verify(path)["meta"] == meta)
+        return path.exists() and bool(checkpoint_folder.verify(path)["meta"] == meta)
     except CheckpointError:
         return False
 
 
 def _is_passing(path: Path) -> bool:
     try:
-        return bool(checkpoint_files.read_meta(path)["meta"].get("passing"))
+        return bool(checkpoint_folder.read_meta(path)["meta"].get("passing"))
     except CheckpointError:
         return False
 
@@ -127,9 +117,9 @@ def recorded(cfg: Config) -> dict[str, Any]:
 def restore(
     cfg: Config, folder: RunFolder, digest: str, warn: Callable[[str], None], device: torch.device, resume: str,
     allow_changes: bool,
-) -> Saved | None:  # fmt: skip
+) -> Progress | None:  # fmt: skip
     """The newest good checkpoint of the run, or None to start afresh. See ``loop.pretrain`` for ``resume``."""
-    present = checkpoint_folder.list_checkpoints(folder.checkpoints)
+    present = retention.list_checkpoints(folder.checkpoints)
     if resume == "never" and present:
         raise CheckpointError(
             f"run folder {folder.path} holds {len(present)} checkpoints; go on with --resume auto, or choose another."
@@ -138,7 +128,7 @@ def restore(
         if resume == "must":
             raise CheckpointError(f"run folder {folder.path} holds no checkpoint, and --resume must wants one.")
         return None
-    path, problems = checkpoint_folder.newest_valid(folder.checkpoints)
+    path, problems = retention.newest_valid(folder.checkpoints)
     for problem in problems:
         if resume == "must":
             raise CheckpointError(f"{problem.rstrip('.')}; --resume auto would take the one before it.")
@@ -150,9 +140,9 @@ def restore(
 
 def load(
     cfg: Config, path: Path, digest: str, warn: Callable[[str], None], device: torch.device, allow_changes: bool
-) -> Saved:
+) -> Progress:
     """The progress that one checkpoint holds, on ``device``. Raises ``CheckpointError``."""
-    trees, settings, meta = checkpoint_files.read_checkpoint(path)
+    trees, settings, meta = checkpoint_folder.read_checkpoint(path)
     if "data_digest" not in meta:
         raise CheckpointError(
             f"{path}: holds a model and no run, so none can go on from it; take it out of the folder."
@@ -161,7 +151,7 @@ def load(
     return _from_trees(cfg, tree_map(lambda leaf: leaf.to(device), trees), meta)
 
 
-def _from_trees(cfg: Config, trees: dict[str, Any], meta: dict[str, Any]) -> Saved:
+def _from_trees(cfg: Config, trees: dict[str, Any], meta: dict[str, Any]) -> Progress:
     try:
         check_same("params", trees["params"], abstract(cfg)[0])
         check_same("state", trees["state"], abstract(cfg)[1])
@@ -173,7 +163,7 @@ def _from_trees(cfg: Config, trees: dict[str, Any], meta: dict[str, Any]) -> Sav
     ema = (trees["ema"] or fresh.ema) if fresh.ema else {}
     ts = TrainState(int(meta["step"]), trees["params"], trees["state"], opt_state, ema)
     window = {name: leaf.to("cpu") for name, leaf in trees["window"].items()}
-    return Saved(ts, int(meta["epoch"]), int(meta["batch"]), window, int(meta.get("skipped", 0)))
+    return Progress(ts, int(meta["epoch"]), int(meta["batch"]), window, int(meta.get("skipped", 0)))
 
 
 def _optimizer_tree(state: Any) -> dict[str, Any]:
