@@ -118,3 +118,8 @@ def fill(tree: Any, leaves: Mapping[str, Any], prefix: str = "") -> Any:
     if isinstance(tree, (list, tuple)):
         return [fill(child, leaves, f"{at}{index}") for index, child in enumerate(tree)]
     return leaves[prefix]
+
+
+def global_norm(leaves: Mapping[str, Tensor]) -> Tensor:
+    """Root of the sum of squares of all leaves ``[...]``: a float32 (or float64) scalar ``[]``."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(leaves.values()))))

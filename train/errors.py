@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import traceback
 
-from nest_fn.config.parse.errors import ConfigError
+from nest_fn.config.parse.problems import ConfigError
 from nest_fn.errors import CheckpointError, NestError
 from nest_fn.files.quoting import printable
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from nest_fn.config.parse.errors import ConfigError
+from nest_fn.config.parse.problems import ConfigError
 from nest_fn.config.parse.yaml_io import read
 from nest_fn.config.writer import to_text
 from nest_fn.errors import CheckpointError
@@ -28,6 +28,7 @@ from nest_fn.files.outputs import MARK, contents
 from nest_fn.files.tensors import SUFFIXES, opened, read_tensors, size_of, usual_suffix, write_tensors
 from nest_fn.files.tree_spec import leaves_of, rebuild, tree_spec
 from nest_fn.layers.types import Tensor
+from nest_fn.version import versions
 
 FORMAT = "nest_fn"
 SCHEMA = 1
@@ -141,13 +142,6 @@ def own_checkpoint(path: Path) -> str | None:
         return f"{contents(path)}, which is no checkpoint"
     other = [entry.name for entry in path.iterdir() if entry.name not in listed and not is_temporary(entry.name)]
     return f"also holds {other[0]}, which is no part of the checkpoint" if other else None
-
-
-def versions() -> dict[str, str]:
-    """What wrote a file."""
-    from nest_fn import __version__  # the face of the package is complete by the time that anything is written
-
-    return {"nest_fn": __version__, "torch": torch.__version__.partition("+")[0]}
 
 
 def digest_of(leaves: Mapping[str, Tensor], texts: Mapping[str, str]) -> str:

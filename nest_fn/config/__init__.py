@@ -32,9 +32,9 @@ from .model import (
     QuantizerConfig,
 )
 from .parse.coerce import build, to_plain
-from .parse.errors import ConfigError, Problems, blamed
 from .parse.nemo_dialect import read_dialect
 from .parse.overrides import apply_overrides, resolve
+from .parse.problems import ConfigError, Problems, blamed
 from .parse.yaml_io import read
 from .representation import ShortRepr
 from .training import AugmentConfig, DataConfig, OptimConfig, SchedConfig, TrainerConfig

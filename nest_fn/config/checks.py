@@ -13,7 +13,7 @@ from nest_fn.files.quoting import shown
 
 from . import derive
 from .model import EncoderConfig, PreprocessorConfig
-from .parse.errors import Problems
+from .parse.problems import Problems
 
 if TYPE_CHECKING:
     from . import Config

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from .checks import one_of
-from .parse.errors import Problems
+from .parse.problems import Problems
 from .training import AugmentConfig, DataConfig, OptimConfig, SchedConfig, TrainerConfig
 
 if TYPE_CHECKING:

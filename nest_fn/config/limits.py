@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from nest_fn.files.quoting import shown
 
-from .parse.errors import Problems
+from .parse.problems import Problems
 
 
 class Range(NamedTuple):

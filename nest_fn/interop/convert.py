@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nest_fn.checkpoint.folder import digest_of, versions
+from nest_fn.checkpoint.folder import digest_of
 from nest_fn.checkpoint.model_files import META, load, newest_valid, save, save_file
 from nest_fn.config import Compat, Config, ConfigError
 from nest_fn.config.writer import to_text
@@ -22,6 +22,7 @@ from nest_fn.files.tensors import SUFFIXES, opened, read_torch, size_of, tensors
 from nest_fn.layers.tree import fill, flatten
 from nest_fn.layers.types import Params, State
 from nest_fn.model import abstract
+from nest_fn.version import versions
 
 from .lightning import STAND_INS, to_plain
 from .nemo_archive import read_lightning, read_nemo, trees_from, write_nemo

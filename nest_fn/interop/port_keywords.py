@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nest_fn.config import Config
-from nest_fn.config.parse.errors import Problems
+from nest_fn.config.parse.problems import Problems
 
 _PLACES = {
     "": "sample_rate num_classes num_books code_dim squeeze_single mask_position",

@@ -24,9 +24,9 @@ from nest_fn.train.downstream.ctc import _ctc, _log_probs
 from nest_fn.train.downstream.extract import extract, tokenize
 from nest_fn.train.downstream.inference import Model, open_audio
 from nest_fn.train.downstream.utterance_probe import _pooled
+from nest_fn.train.run.batch import micro_batches
 from nest_fn.train.step import metrics
 from nest_fn.train.step import step as steps
-from nest_fn.train.step.batch import micro_batches
 from nest_fn.train.step.evaluate import make_evaluate, validate
 from tests.laws.registry import ALL, Example
 from tests.laws.registry import key as example_key

@@ -1,30 +1,13 @@
-"""Rooms: speech convolved with a measured impulse response, aligned with the dry speech and as loud."""
+"""Reverberation: speech convolved with a room impulse response, aligned with the dry speech and as loud."""
 
 from __future__ import annotations
 
 import torch
 
-from nest_fn.config.training import DataConfig
 from nest_fn.layers.lengths import valid_mask
 from nest_fn.layers.types import Tensor
-from nest_fn.train.data.clips import load_clips
-from nest_fn.train.errors import UsageError
 
 from .mix_plan import randint_from, unit_uniform
-
-
-def load_rirs(config: DataConfig, sample_rate: int = 16000) -> Tensor | None:
-    """The responses of ``data.rir``, float32 ``[R, L]`` with zeros behind the shorter ones; None if none are asked for.
-
-    Raises ``DataError``, and ``UsageError`` if ``rir_prob`` asks for rooms and no manifest is named.
-    """
-    if config.augment.rir_prob == 0:
-        return None
-    if not config.rir:
-        raise UsageError(f"data.augment.rir_prob is {config.augment.rir_prob} and data.rir names no manifest; give one")
-    pool = load_clips(config.rir, config, sample_rate)
-    responses = [torch.from_numpy(pool.read(clip, 0, int(pool.length[clip])).copy()) for clip in range(len(pool))]
-    return torch.nn.utils.rnn.pad_sequence(responses, batch_first=True).to(torch.float32) / 32768
 
 
 def reverberate(audio: Tensor, length: Tensor, rirs: Tensor, words: Tensor, prob: float) -> Tensor:

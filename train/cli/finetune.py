@@ -62,7 +62,7 @@ def add_commands(commands: Any) -> None:
 
 
 def _finetune(args: argparse.Namespace) -> None:
-    from nest_fn.checkpoint.folder import META, own_checkpoint, read_meta, versions, write_checkpoint
+    from nest_fn.checkpoint.folder import META, own_checkpoint, read_meta, write_checkpoint
     from nest_fn.config.writer import to_text
     from nest_fn.files.atomic import anything, atomic_write
     from nest_fn.files.outputs import begin, claim, finish
@@ -72,6 +72,7 @@ def _finetune(args: argparse.Namespace) -> None:
     from nest_fn.train.downstream.ctc import finetune, read_tokens
     from nest_fn.train.downstream.inference import load_model
     from nest_fn.train.run.device import keep_freed_memory
+    from nest_fn.version import versions
 
     keep_freed_memory()
     model = load_model(args.checkpoint)

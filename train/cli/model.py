@@ -81,12 +81,12 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from nest_fn.checkpoint.folder import versions
     from nest_fn.errors import ExportError
     from nest_fn.files.outputs import claim, written
     from nest_fn.interop.convert import model_digest
     from nest_fn.interop.export import check_target, export_encoder, export_onnx
     from nest_fn.train.downstream.inference import load_model
+    from nest_fn.version import versions
 
     try:
         suffix = check_target(args.out)

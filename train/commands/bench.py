@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from nest_fn.checkpoint.folder import versions
 from nest_fn.config import Config
 from nest_fn.decoder import logits
 from nest_fn.encoder import encode_frames, subsample_features
@@ -29,10 +28,12 @@ from nest_fn.layers.tree import flatten
 from nest_fn.masking import apply_mask, draw_mask
 from nest_fn.quantizer import quantize_features
 from nest_fn.train.run.device import keep_freed_memory
+from nest_fn.train.run.inductor import inductor
 from nest_fn.train.run.record.run_folder import environment
-from nest_fn.train.step.compiled import compile_parts, inductor
+from nest_fn.train.step.compiled import compile_parts
 from nest_fn.train.step.optimizer import make_optimizer
 from nest_fn.train.step.step import init_train_state, make_step, training_loss, value_and_grad
+from nest_fn.version import versions
 
 ROWS, SECONDS = 4, 10
 REFERENCE_GEMM = 89.0

@@ -30,7 +30,7 @@ from nest_fn.train.downstream.linear_probe import (
     stack_frames,
 )
 from nest_fn.train.keys import init_key, root_key
-from nest_fn.train.run.context import Reporter
+from nest_fn.train.reporter import Reporter
 from nest_fn.train.run.pretrain import pretrain
 from nest_fn.train.run.record.run_folder import RunFolder
 

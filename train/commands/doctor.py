@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-import nest_fn
 from nest_fn.extras import EXTRAS, load_extra
+from nest_fn.version import __version__
 
 TORCH = "2.11"  # the version that pyproject.toml asks for
 _FOR = {
@@ -46,7 +46,7 @@ def examine(folder: str | Path = ".") -> Iterator[Finding]:
 
 def _versions() -> Iterator[Finding]:
     """Of what is imported here, whatever the packages' records say."""
-    yield Finding(None, f"nest-fn {nest_fn.__version__}, Python {platform.python_version()}, numpy {np.__version__}")
+    yield Finding(None, f"nest-fn {__version__}, Python {platform.python_version()}, numpy {np.__version__}")
     cuda, rocm = torch.version.cuda, torch.version.hip
     built = f"CUDA {cuda}" if cuda else f"ROCm {rocm}" if rocm else "CPUs alone"
     install = f"pip install 'torch=={TORCH}.*' 'torchaudio=={TORCH}.*'"

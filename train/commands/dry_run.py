@@ -11,12 +11,12 @@ import torch
 from nest_fn.config import Config
 from nest_fn.layers.tree import count, flatten
 from nest_fn.model import abstract
-from nest_fn.train.augment.reverb import load_rirs
+from nest_fn.train.data.clips import load_rirs
 from nest_fn.train.data.dataset import RawBatch, load_batch, open_dataset
 from nest_fn.train.keys import init_key, root_key, step_key
-from nest_fn.train.run.context import choose_device
+from nest_fn.train.run.batch import prepare_batch
+from nest_fn.train.run.device import choose_device
 from nest_fn.train.run.failure_dump import explain_oom
-from nest_fn.train.step.batch import prepare_batch
 from nest_fn.train.step.step import init_train_state, make_step, training_loss
 
 

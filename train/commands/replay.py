@@ -30,14 +30,15 @@ from nest_fn.train.augment.mixing import prepare_inputs
 from nest_fn.train.data.dataset import RawBatch, batches
 from nest_fn.train.errors import CheckpointError, UsageError
 from nest_fn.train.keys import step_key
-from nest_fn.train.run.context import Reporter, Run, open_run, step_parts
+from nest_fn.train.reporter import Reporter
+from nest_fn.train.run.batch import prepare_batch
+from nest_fn.train.run.context import Run, open_run, step_parts
 from nest_fn.train.run.failure_dump import explain_oom, failures_folder, shorten
 from nest_fn.train.run.record.checkpoints import load, refuse_changes
 from nest_fn.train.run.record.progress import Progress
 from nest_fn.train.run.record.run_folder import RunFolder
 from nest_fn.train.run.state_sharding import initial_train_state
 from nest_fn.train.step import metrics
-from nest_fn.train.step.batch import prepare_batch
 from nest_fn.train.step.step import RefusedUpdate, TrainState, cast, make_step, training_loss
 
 

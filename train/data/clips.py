@@ -1,4 +1,4 @@
-"""The noise pool: int16 clips in memory up to a budget, the rest read from disk when they are drawn.
+"""Pools of clips (noise, room impulse responses): int16, in memory up to a budget, the rest read when it is drawn.
 
 The rule (reference 7.3, without Q31): for an utterance of ``n`` samples draw a clip, all equally likely, and, if it is
 longer than ``n``, where to begin, all places equally likely. A crop without energy (all samples 0)
@@ -13,9 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from nest_fn.config.training import DataConfig
+from nest_fn.layers.types import Tensor
+from nest_fn.train.errors import UsageError
 from nest_fn.train.hash_rng import randint_below, random_words, stream_key
 
 from .corpus.audio import read_audio
@@ -94,3 +97,17 @@ def _read(
         manifest.source(clip), offset, duration, sample_rate=sample_rate, channel=config.channel,
         resample=config.resample, tolerance=config.duration_tolerance, where=manifest.where(clip),
     )  # fmt: skip
+
+
+def load_rirs(config: DataConfig, sample_rate: int = 16000) -> Tensor | None:
+    """The responses of ``data.rir``, float32 ``[R, L]`` with zeros behind the shorter ones; None if none are asked for.
+
+    Raises ``DataError``, and ``UsageError`` if ``rir_prob`` asks for rooms and no manifest is named.
+    """
+    if config.augment.rir_prob == 0:
+        return None
+    if not config.rir:
+        raise UsageError(f"data.augment.rir_prob is {config.augment.rir_prob} and data.rir names no manifest; give one")
+    pool = load_clips(config.rir, config, sample_rate)
+    responses = [torch.from_numpy(pool.read(clip, 0, int(pool.length[clip])).copy()) for clip in range(len(pool))]
+    return torch.nn.utils.rnn.pad_sequence(responses, batch_first=True).to(torch.float32) / 32768

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from nest_fn.checkpoint.folder import versions
 from nest_fn.config.training import DataConfig
 from nest_fn.files.inputs import read_plain
 from nest_fn.files.outputs import claim, written
 from nest_fn.train.errors import DataError, UsageError
+from nest_fn.version import versions
 
 from .batch_plan import plan_epoch
 from .buckets import choose_shapes

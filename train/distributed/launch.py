@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -13,16 +12,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
-import nest_fn
 from nest_fn.train.errors import DistributedError
-from nest_fn.train.run.signals import stopping
+from nest_fn.train.signals import stopping
 
 from .collectives import ALONE, Ranks
 from .heartbeat import Heartbeat
@@ -145,16 +142,6 @@ def _ignore_signals(*numbers: int) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def code_digest() -> str:
-    """SHA-256 of the library's own source files and their places."""
-    sha = hashlib.sha256()
-    root = Path(nest_fn.__file__).parent
-    folders = os.walk(root, followlinks=True)  # layers and train stand behind links in a checkout, not in a wheel
-    for file in sorted(Path(folder) / name for folder, _, names in folders for name in names if name.endswith(".py")):
-        sha.update(f"{file.relative_to(root).as_posix()}\n".encode() + file.read_bytes())
-    return sha.hexdigest()
 
 
 def _backend() -> str:

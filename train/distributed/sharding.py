@@ -14,8 +14,8 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
+from nest_fn.layers.tree import global_norm
 from nest_fn.layers.types import Tensor
-from nest_fn.train.step.optimizer import global_norm
 
 from .collectives import ALONE, Ranks
 

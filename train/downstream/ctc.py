@@ -21,13 +21,13 @@ from nest_fn.files.quoting import shown
 from nest_fn.frontend import log_mel
 from nest_fn.layers import random
 from nest_fn.layers.linear import init_linear, linear
-from nest_fn.layers.tree import device_of, flatten, unflatten
+from nest_fn.layers.tree import device_of, flatten, global_norm, unflatten
 from nest_fn.layers.types import Key, Params, State, Tensor
 from nest_fn.model import encode
 from nest_fn.train.data.dataset import Dataset, RawBatch, batches, load_batch, open_dataset
 from nest_fn.train.data.transfer import to_device
 from nest_fn.train.errors import DataError, UsageError
-from nest_fn.train.step.optimizer import global_norm, make_optimizer, scale
+from nest_fn.train.step.optimizer import make_optimizer, scale
 from nest_fn.train.step.schedule import make_schedule
 
 BLANK = 0

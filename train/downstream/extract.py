@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nest_fn.checkpoint.folder import versions
 from nest_fn.decoder import logits
 from nest_fn.extras import load_extra
 from nest_fn.files.atomic import anything, atomic_write
@@ -29,6 +28,7 @@ from nest_fn.layers.types import Tensor
 from nest_fn.model import quantize
 from nest_fn.train.data.dataset import Dataset
 from nest_fn.train.errors import MemoryExhausted, UsageError, is_memory
+from nest_fn.version import versions
 
 from .inference import Model, utterances
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import lcm
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -16,31 +16,19 @@ from nest_fn.layers.tree import count, flatten
 from nest_fn.layers.types import Key, Tensor
 from nest_fn.mel import Tables, make_tables
 from nest_fn.model import abstract
-from nest_fn.train.augment.reverb import load_rirs
+from nest_fn.train.data.clips import load_rirs
 from nest_fn.train.data.dataset import Dataset, open_dataset
 from nest_fn.train.distributed.collectives import Ranks
 from nest_fn.train.distributed.launch import SINGLE, Job
 from nest_fn.train.distributed.sharding import REPLICATED, Sharding, make_sharding
-from nest_fn.train.errors import UsageError
 from nest_fn.train.keys import root_key
-from nest_fn.train.step.compiled import EAGER, StepParts, compile_parts, inductor
+from nest_fn.train.reporter import NullReporter, Reporter
+from nest_fn.train.step.compiled import EAGER, StepParts, compile_parts
 
-from .device import keep_freed_memory
+from .device import choose_device, is_compiled, keep_freed_memory
+from .inductor import inductor
 from .record.run_folder import RunFolder
 from .record.tensorboard import Board
-
-
-class Reporter(Protocol):
-    """Who tells a person how the run goes; the command line has one that prints."""
-
-    def say(self, text: str) -> None:
-        """A line of information."""
-
-    def warn(self, text: str) -> None:
-        """A line that asks for attention."""
-
-    def progress(self, step: int, total: int, values: Mapping[str, Any]) -> None:
-        """A step was made and measured."""
 
 
 @dataclass(frozen=True)
@@ -90,40 +78,9 @@ class Run:
         self.reporter.progress(line["step"], self.cfg.trainer.max_steps, line)
 
 
-class NullReporter:
-    """The reporter of a rank that leaves talking to rank 0."""
-
-    def say(self, text: str) -> None:
-        """Nothing."""
-
-    def warn(self, text: str) -> None:
-        """Nothing."""
-
-    def progress(self, step: int, total: int, values: Mapping[str, Any]) -> None:
-        """Nothing."""
-
-
-def choose_device(name: str, job: Job | None = None) -> torch.device:
-    """``auto`` is CUDA where there is one, for each rank one's own. Raises ``UsageError`` for one that is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and job is not None and not job.ranks.is_single:
-        name = f"cuda:{job.local_rank}"
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"trainer.device is {name}, this machine has {torch.cuda.device_count()} CUDA devices; "
-                         "nest-fn doctor shows them")  # fmt: skip
-    return device
-
-
-def compiled(cfg: Config, device: torch.device) -> bool:
-    """``auto`` compiles where CUDA is; on a CPU eager is as fast and starts at once."""
-    return cfg.trainer.compile == "on" or (cfg.trainer.compile == "auto" and device.type == "cuda")
-
-
 def step_parts(run: Run) -> StepParts:
     """The parts of the run's step; where they are compiled, its reporter says so."""
-    return compile_parts(inductor(run.reporter.say)) if compiled(run.cfg, run.device) else EAGER
+    return compile_parts(inductor(run.reporter.say)) if is_compiled(run.cfg, run.device) else EAGER
 
 
 def open_run(cfg: Config, folder: RunFolder, reporter: Reporter, job: Job = SINGLE) -> Run:
@@ -168,7 +125,7 @@ def announce(run: Run) -> None:
         f"{len(plan)} batches an epoch of up to {cfg.data.batch_seconds:g} s, "
         f"padding efficiency {plan.efficiency(run.train.length):.3f}"
     )
-    mode = "compiled, which takes minutes at first" if compiled(cfg, run.device) else "eager"
+    mode = "compiled, which takes minutes at first" if is_compiled(cfg, run.device) else "eager"
     say(f"{run.device.type}, {cfg.trainer.precision}, {mode}; run folder {run.folder.path}")
     for rule, dropped in run.train.manifest.dropped:
         say(f"left out: {dropped:,} utterances {rule}")

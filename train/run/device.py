@@ -1,4 +1,4 @@
-"""Memory of a CPU run: freed blocks are kept for the next step.
+"""The device of a run: which one, whether its step is compiled, and how a CPU keeps memory.
 
 Activations of a step are tens of megabytes each. By default glibc maps every such block anew and gives it back, and the
 kernel clears its pages at each first touch: a tenth of a training step on a CPU. Kept in the heap, they are reused.
@@ -9,12 +9,36 @@ from __future__ import annotations
 import ctypes
 import sys
 
+import torch
+
+from nest_fn.config import Config
+from nest_fn.train.distributed.launch import Job
+from nest_fn.train.errors import UsageError
+
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _MEBIBYTE = 1 << 20
 
 
+def choose_device(name: str, job: Job | None = None) -> torch.device:
+    """``auto`` is CUDA where there is one, for each rank one's own. Raises ``UsageError`` for one that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and job is not None and not job.ranks.is_single:
+        name = f"cuda:{job.local_rank}"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"trainer.device is {name}, this machine has {torch.cuda.device_count()} CUDA devices; "
+                         "nest-fn doctor shows them")  # fmt: skip
+    return device
+
+
+def is_compiled(cfg: Config, device: torch.device) -> bool:
+    """``auto`` compiles where CUDA is; on a CPU eager is as fast and starts at once."""
+    return cfg.trainer.compile == "on" or (cfg.trainer.compile == "auto" and device.type == "cuda")
+
+
 def keep_freed_memory() -> bool:
-    """Tell glibc's allocator to reuse large blocks; whether it was there and listened. For the whole process."""
+    """Tell glibc's allocator to reuse large blocks; whether it took the settings. For the whole process."""
     if not sys.platform.startswith("linux"):
         return False
     try:

@@ -14,12 +14,12 @@ from nest_fn.checkpoint import retention
 from nest_fn.train.data.dataset import RawBatch
 from nest_fn.train.distributed.launch import RankFailed
 from nest_fn.train.errors import CheckpointError, CollapseError, MemoryExhausted, NonFiniteError
+from nest_fn.train.signals import StopRequest
 from nest_fn.train.step.step import OVERWRITTEN
 
 from .context import Run
 from .record.progress import Progress
 from .saving import save_on_main, save_progress, unsharded
-from .signals import StopRequest
 
 _SAVED_ALREADY = (CheckpointError, CollapseError, NonFiniteError)
 _SHARED = "all ranks ended after the same step"

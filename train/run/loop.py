@@ -13,17 +13,17 @@ from nest_fn.layers.types import Key, Tensor
 from nest_fn.train.data.dataset import Dataset, RawBatch, batches
 from nest_fn.train.data.transfer import send
 from nest_fn.train.keys import step_key, validation_key
+from nest_fn.train.signals import StopRequest
 from nest_fn.train.step import metrics
-from nest_fn.train.step.batch import prepare_batch
 from nest_fn.train.step.evaluate import make_evaluate, validate
 from nest_fn.train.step.step import RefusedUpdate, make_step, training_loss
 
+from .batch import prepare_batch
 from .context import Run, step_parts
 from .endings import collapsed, fetch, save_before_end, stopped, unsaved
 from .failure_dump import explain_oom, failure, shorten, utterances
 from .record.progress import Progress
 from .saving import due, save_due, save_progress, unsharded
-from .signals import StopRequest
 from .state_sharding import unshard_params
 
 Metrics = Mapping[str, Tensor]

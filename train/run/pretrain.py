@@ -8,15 +8,17 @@ import torch
 
 from nest_fn.config import Config
 from nest_fn.layers.tree import flatten
-from nest_fn.train.distributed.launch import SINGLE, Job, code_digest
+from nest_fn.train.distributed.launch import SINGLE, Job
+from nest_fn.train.reporter import Reporter
+from nest_fn.train.signals import Stopped, StopRequest, stop_requests
+from nest_fn.version import code_digest
 
-from .context import Reporter, Run, announce, data_record, open_run
+from .context import Run, announce, data_record, open_run
 from .loop import train
 from .record.checkpoints import check_keeping, recorded, restore
 from .record.log_file import logged
 from .record.progress import Progress
 from .record.run_folder import RunFolder
-from .signals import Stopped, StopRequest, stop_requests
 from .state_sharding import broadcast_progress
 
 

@@ -107,11 +107,6 @@ def make_optimizer(cfg: OptimConfig) -> Optimizer:
     return adamw(cfg.betas, cfg.eps, cfg.weight_decay, decoupled=cfg.name == "adamw")
 
 
-def global_norm(leaves: Leaves) -> Tensor:
-    """Root of the sum of squares of all leaves, a float32 (or float64) scalar."""
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(leaves.values()))))
-
-
 def scale(leaves: Leaves, factor: Tensor) -> dict[str, Tensor]:
     """All leaves times a scalar."""
     return dict(zip(leaves, torch._foreach_mul(list(leaves.values()), factor), strict=True))

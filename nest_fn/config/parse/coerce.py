@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar, Union
 
 from nest_fn.files.quoting import shown
 
-from .errors import Problems
+from .problems import Problems
 
 T = TypeVar("T")
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .errors import Problems
 from .nemo_keys import (
     DATA_COUNTERPARTS,
     DATA_INERT,
@@ -30,6 +29,7 @@ from .nemo_keys import (
     TRAINER_COUNTERPARTS,
     TRAINER_INERT,
 )
+from .problems import Problems
 
 Tree = dict[str, Any]
 

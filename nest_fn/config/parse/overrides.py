@@ -9,7 +9,7 @@ from typing import Any
 
 from nest_fn.files.quoting import shown
 
-from .errors import ConfigError, Problems
+from .problems import ConfigError, Problems
 from .yaml_io import MAX_DEPTH, MAX_NODES, parse
 
 MISSING = "???"

@@ -15,7 +15,7 @@ import yaml
 
 from nest_fn.files.inputs import open_plain
 
-from .errors import ConfigError
+from .problems import ConfigError
 
 MAX_BYTES = 1_000_000
 MAX_NODES = 100_000  # after aliases are written out

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from nest_fn.config.parse.errors import ConfigError
+from nest_fn.config.parse.problems import ConfigError
 from nest_fn.train import errors
 
 

@@ -22,8 +22,8 @@ from nest_fn.train.data.dataset import batches, open_dataset
 from nest_fn.train.data.transfer import to_device
 from nest_fn.train.distributed.launch import Job, init_ranks
 from nest_fn.train.distributed.sharding import Sharding, make_sharding
+from nest_fn.train.run.batch import micro_batches
 from nest_fn.train.run.state_sharding import shard_state, unshard_state
-from nest_fn.train.step.batch import micro_batches
 from nest_fn.train.step.compiled import EAGER, compile_parts
 from nest_fn.train.step.step import TrainState, init_train_state, make_step, training_loss
 

@@ -17,7 +17,8 @@ from nest_fn.encoder import subsample_features
 from nest_fn.layers import random
 from nest_fn.layers.tree import flatten
 from nest_fn.model import init
-from nest_fn.train.step.compiled import StepParts, compile_parts, inductor
+from nest_fn.train.run.inductor import inductor
+from nest_fn.train.step.compiled import StepParts, compile_parts
 from nest_fn.train.step.step import init_train_state, training_loss, value_and_grad
 
 # PyTorch's compiler looks at the gradient of every tensor that it is given.

@@ -9,8 +9,9 @@ import torch
 
 from nest_fn.config import OptimConfig
 from nest_fn.layers import random
+from nest_fn.layers.tree import global_norm
 from nest_fn.layers.types import Tensor
-from nest_fn.train.step.optimizer import Optimizer, adamw, global_norm, make_optimizer, scale, sgd
+from nest_fn.train.step.optimizer import Optimizer, adamw, make_optimizer, scale, sgd
 
 SHAPES = {"a.weight": (7, 5), "a.bias": (5,), "b.0.weight": (3, 4, 2), "b.1.scale": ()}
 

@@ -12,11 +12,11 @@ from nest_fn.config import Config
 from nest_fn.layers import random
 from nest_fn.layers.tree import flatten, tree_map
 from nest_fn.layers.types import Tensor
-from nest_fn.train.augment.reverb import load_rirs
+from nest_fn.train.data.clips import load_rirs
 from nest_fn.train.data.dataset import batches, open_dataset
 from nest_fn.train.data.transfer import to_device
 from nest_fn.train.errors import NonFiniteError
-from nest_fn.train.step.batch import micro_batches
+from nest_fn.train.run.batch import micro_batches
 from nest_fn.train.step.step import TrainState, init_train_state, make_step, training_loss, value_and_grad
 from tests.train.conftest import Corpus
 

@@ -28,7 +28,7 @@ from nest_fn.train.errors import DataError
 from nest_fn.train.hash_rng import utterance_hash
 
 from .audio import Channel, audio_info
-from .manifest_lines import Problems, parse_line, read_entries
+from .manifest_lines import LineProblems, parse_line, read_entries
 from .shard_index import ShardIndex, index_shards
 from .thread_map import ordered_map
 from .wav import Source
@@ -188,7 +188,7 @@ def write_manifest(path: str | Path, entries: Iterable[Mapping[str, Any]], *, ov
 
 def _parse(paths: list[str], shards: ShardIndex | None) -> Manifest:
     """All lines of all files as columns, tar members looked up."""
-    problems = Problems()
+    problems = LineProblems()
     names: list[str] = []
     numbers: list[tuple[float, float, int, int, int, int]] = []
     for file_number, path in enumerate(paths):
@@ -214,7 +214,7 @@ def _parse(paths: list[str], shards: ShardIndex | None) -> Manifest:
 
 def _resolve(manifest: Manifest, root: str | Path | None, check_files: bool, title: str) -> Manifest:
     """Find every file: beside the manifest, else as written; below ``root`` if one is given."""
-    problems, names = Problems(), list(manifest.names)
+    problems, names = LineProblems(), list(manifest.names)
     jail = None if root is None else os.path.join(os.path.realpath(root), "")
     for index, name in enumerate(names if check_files or jail else ()):
         path = str(manifest.source(index))
@@ -233,7 +233,7 @@ def _resolve(manifest: Manifest, root: str | Path | None, check_files: bool, tit
 def _read_headers(manifest: Manifest, channel: Channel, workers: int, title: str) -> Manifest:
     """Durations that the lines leave out, read from the files."""
     missing = np.flatnonzero(np.isnan(manifest.duration))
-    problems, duration = Problems(), manifest.duration.copy()
+    problems, duration = LineProblems(), manifest.duration.copy()
 
     def look(index: int) -> float | DataError:
         try:
@@ -259,7 +259,7 @@ def _refuse_duplicates(manifest: Manifest, title: str) -> None:
     """The same part of the same file may stand in the manifests once."""
     order = np.argsort(manifest.utterance, kind="stable")
     hashes = manifest.utterance[order]
-    problems = Problems()
+    problems = LineProblems()
     for place in np.flatnonzero(hashes[1:] == hashes[:-1]):
         first, again = int(order[place]), int(order[place + 1])
         problems.add(manifest.where(again), f"{manifest.identity(again)} stands already in {manifest.where(first)}")

@@ -35,7 +35,7 @@ class Entry(NamedTuple):
 
 
 @dataclass
-class Problems:
+class LineProblems:
     """Collects what is wrong in a manifest, so that a reader sees all of it at once."""
 
     lines: list[str] = field(default_factory=list)
@@ -56,7 +56,7 @@ class Problems:
             raise DataError(f"{what}: {self.total} problems\n  " + "\n  ".join(self.lines) + more)
 
 
-def read_entries(file: str, problems: Problems) -> Iterator[Entry]:
+def read_entries(file: str, problems: LineProblems) -> Iterator[Entry]:
     """The utterances of a manifest, in order; bad lines go to ``problems``. Raises ``DataError`` if it is missing."""
     try:
         with open_plain(file) as stream:

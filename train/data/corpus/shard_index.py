@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from nest_fn.checkpoint.folder import versions
 from nest_fn.files.atomic import anything, atomic_write
 from nest_fn.files.outputs import begin, claim, finish
 from nest_fn.train.errors import DataError
+from nest_fn.version import versions
 
 from .tar import tar_members
 from .thread_map import ordered_map

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nest_fn.train.errors import error_text
-from nest_fn.train.run.context import Reporter
+from nest_fn.train.reporter import Reporter
 
 from .appending import append_whole
 from .sentences import sentence

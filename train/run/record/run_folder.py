@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 
-import nest_fn
 from nest_fn.config import Config
 from nest_fn.config.writer import to_text
 from nest_fn.files.inputs import read_plain
 from nest_fn.files.lock import Lock
 from nest_fn.files.outputs import contents
 from nest_fn.train.errors import CheckpointError, UsageError
+from nest_fn.version import __version__
 
 from .appending import append_whole
 
@@ -133,7 +133,7 @@ def _whole(value: Any, most: int) -> bool:
 def environment() -> dict[str, Any]:
     """Versions, machine and devices, for the record."""
     return {
-        "nest_fn": nest_fn.__version__,
+        "nest_fn": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),
