@@ -1,19 +1,20 @@
-"""Where the members of a tar archive are: its headers walked without extracting anything.
+"""Where the members of a tar archive are, by Python's ``tarfile``; nothing is extracted.
 
-Read are the formats of POSIX (ustar, pax) and GNU (long names). Refused are links, devices, sparse files, absolute
-names, names with ``..``, duplicates, wrong checksums, and archives that end early. Every step is bounded by the size
-of the file.
+Refused are links, devices, sparse files, absolute names, names with ``..``, duplicates, and archives that are damaged
+or cut short: ``tarfile`` alone takes a damaged header for the end of the archive.
 """
 
 from __future__ import annotations
 
 import os
+import tarfile
+from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-_BLOCK = 512
-_MAX_NAME = 1 << 16  # bytes of an extended header
-_REGULAR = (b"0", b"\0", b"7")
-_KINDS = {b"1": "a hard link", b"2": "a symbolic link", b"3": "a device", b"4": "a device", b"6": "a pipe"}
+_KINDS = {
+    tarfile.LNKTYPE: "a hard link", tarfile.SYMTYPE: "a symbolic link", tarfile.CHRTYPE: "a device",
+    tarfile.BLKTYPE: "a device", tarfile.FIFOTYPE: "a pipe",
+}  # fmt: skip
 
 
 class TarError(ValueError):
@@ -30,105 +31,51 @@ class Member(NamedTuple):
 
 def tar_members(file: BinaryIO) -> list[Member]:
     """The regular files of an archive, in order. Raises ``TarError`` on anything that is not plain and whole."""
-    return _walk(file, file.seek(0, os.SEEK_END))
-
-
-def _walk(file: BinaryIO, total: int) -> list[Member]:
-    """Header after header up to the block of zeros that ends an archive."""
-    members: list[Member] = []
-    seen: set[str] = set()
-    extended: dict[str, str] = {}
-    position = 0
-    while True:
-        file.seek(position)
-        block = file.read(_BLOCK)
-        if len(block) < _BLOCK:
-            raise TarError(f"tar archive is cut at byte {position + len(block)}: its end mark is missing")
-        if not any(block):
-            return members
-        kind, name, size = _header(block, position)
-        start = position + _BLOCK
-        if kind not in b"xLg" and "size" in extended:
-            size = _decimal(extended["size"], "size")
-        position = start + -(-size // _BLOCK) * _BLOCK
-        if start + size > total:
-            raise TarError(f"tar archive is cut: {name!r} wants bytes up to {start + size}, the file has {total}")
-        if kind in (b"x", b"L", b"g"):
-            records = _extension(file.read(size) if size <= _MAX_NAME else None, kind, name)
-            extended = extended if kind == b"g" else extended | records
+    members: dict[str, Member] = {}
+    for info in _headers(file, file.seek(0, os.SEEK_END)):
+        name = _safe(info.name)
+        if info.isdir():
             continue
-        name = _safe(extended.get("path", name))
-        extended = {}
-        if kind == b"5":
-            continue
-        if kind not in _REGULAR:
-            raise TarError(f"tar member {name!r} is {_KINDS.get(kind, f'of type {kind!r}')}, only plain files are read")
-        if name in seen:
+        if info.issparse():
+            raise TarError(f"tar member {name!r} is a sparse file, only plain files are read")
+        if not info.isreg():
+            kind = _KINDS.get(info.type, f"of type {info.type!r}")
+            raise TarError(f"tar member {name!r} is {kind}, only plain files are read")
+        if name in members:
             raise TarError(f"tar member {name!r} comes twice")
-        seen.add(name)
-        members.append(Member(name, start, size))
+        members[name] = Member(name, info.offset_data, info.size)
+    return list(members.values())
 
 
-def _header(block: bytes, position: int) -> tuple[bytes, str, int]:
-    """Type, name and size of one member."""
-    stored = _number(block[148:156], "checksum")
-    if stored != sum(block) - sum(block[148:156]) + 8 * 32:
-        raise TarError(f"tar header at byte {position} has a wrong checksum")
-    name = _text(block[:100])
-    if block[257:263] == b"ustar\0" and block[345]:
-        name = f"{_text(block[345:500])}/{name}"
-    return block[156:157], name, _number(block[124:136], "size")
-
-
-def _number(raw: bytes, what: str) -> int:
-    """An octal number, or a binary one where the first bit is set."""
-    if raw[0] & 0x80:
-        if raw[0] != 0x80:
-            raise TarError(f"tar header: {what} is negative or too large")
-        return int.from_bytes(raw[1:], "big")
-    digits = raw.strip(b" \0")
-    if not all(48 <= digit < 56 for digit in digits):
-        raise TarError(f"tar header: {what} {raw!r} is not an octal number")
-    return int(digits or b"0", 8)
-
-
-def _extension(body: bytes | None, kind: bytes, name: str) -> dict[str, str]:
-    """What an extended header says of the next member."""
-    if body is None:
-        raise TarError(f"tar header {name!r} is longer than {_MAX_NAME} bytes")
-    if kind == b"L":
-        return {"path": _text(body)}
-    records: dict[str, str] = {}
-    while body:
-        head, _, _ = body.partition(b" ")
-        length = _decimal(head.decode("ascii", "replace"), "length of a pax record")
-        record = body[len(head) + 1 : length]
-        key, mark, value = record.partition(b"=")
-        if length <= len(head) + 1 or length > len(body) or not mark or not record.endswith(b"\n"):
-            raise TarError("tar header: a pax record is malformed")
-        if key in (b"path", b"size"):
-            records[key.decode()] = _decoded(value[:-1])
-        elif key.startswith(b"GNU.sparse"):
-            raise TarError("tar member is a sparse file, only plain files are read")
-        body = body[length:]
-    return records
-
-
-def _decimal(text: str, what: str) -> int:
-    """A decimal number of at most 18 digits."""
-    if not (text.isascii() and text.isdigit() and len(text) < 19):
-        raise TarError(f"tar header: {what} {text!r} is not a number")
-    return int(text)
-
-
-def _text(raw: bytes) -> str:
-    """Bytes up to the first zero."""
-    return _decoded(raw.partition(b"\0")[0])
-
-
-def _decoded(raw: bytes) -> str:
-    """UTF-8, with other bytes kept as Python keeps them in file names."""
-    return raw.decode("utf-8", "surrogateescape")
+def _headers(file: BinaryIO, total: int) -> Iterator[tarfile.TarInfo]:
+    """The headers of an archive of ``total`` bytes, up to the block of zeros at its end."""
+    file.seek(0)
+    if total == 0:
+        raise TarError("tar archive is cut at byte 0: its end mark is missing")
+    try:
+        with tarfile.open(fileobj=file, mode="r:", errors="surrogateescape") as archive:
+            position = 0
+            while (info := archive.next()) is not None:
+                archive.members.clear()  # type: ignore[attr-defined]  # kept by tarfile for questions that nobody asks
+                if info.offset < position or info.size < 0:
+                    raise TarError(f"tar header at byte {info.offset} has a negative size")
+                position = info.offset_data + info.size
+                if position > total:
+                    raise TarError(
+                        f"tar archive is cut: {info.name!r} wants bytes up to {position}, the file has {total}"
+                    )
+                yield info
+            end = archive.offset
+    except TarError:
+        raise
+    except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
+        raise TarError(f"tar archive is damaged or cut: {error}") from error
+    file.seek(end)
+    block = file.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE:
+        raise TarError(f"tar archive is cut at byte {end + len(block)}: its end mark is missing")
+    if any(block):
+        raise TarError(f"tar header at byte {end} has a wrong checksum")
 
 
 def _safe(name: str) -> str:

@@ -7,13 +7,15 @@ and weights then come from all training speakers. Test speakers enter nothing bu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, TypedDict
 
 import torch
 from torch.nn import functional as F
 
 from nest_fn.layers.types import Tensor
+
+from .minimise import minimise
 
 PENALTIES = (0.03, 0.01, 0.003, 0.001)
 """Half the weight of the squared norm, beside the mean cross-entropy; from stiff to loose."""
@@ -90,22 +92,6 @@ def _standards(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.mean(0), torch.where(deviation > _FLAT, deviation, torch.ones_like(deviation))
 
 
-def _minimise(objective: Callable[[Tensor], Tensor], start: Tensor, iterations: int) -> Tensor:
-    """The minimum of a smooth convex function, by L-BFGS from ``start``."""
-    point = start.clone().requires_grad_()
-    solver = torch.optim.LBFGS(
-        [point], max_iter=iterations, history_size=20, tolerance_grad=1e-5, tolerance_change=1e-8,
-        line_search_fn="strong_wolfe",
-    )  # fmt: skip
-
-    def closure() -> Tensor:
-        (point.grad,) = torch.autograd.grad(value := objective(point), [point])
-        return value.detach()
-
-    solver.step(closure)
-    return point.detach()
-
-
 def _fit(x: Tensor, y: Tensor, classes: int, penalty: float, start: Tensor | None, iterations: int) -> Tensor:
     """Weights and bias ``[C, D + 1]`` for standardised x ``[N, D]``; the bias is not penalised."""
 
@@ -113,7 +99,7 @@ def _fit(x: Tensor, y: Tensor, classes: int, penalty: float, start: Tensor | Non
         scores = F.linear(x, point[:, :-1], point[:, -1])
         return F.cross_entropy(scores, y) + 0.5 * penalty * point[:, :-1].square().sum()
 
-    return _minimise(objective, x.new_zeros(classes, x.shape[1] + 1) if start is None else start, iterations)
+    return minimise(objective, x.new_zeros(classes, x.shape[1] + 1) if start is None else start, iterations)
 
 
 def _params(mean: Tensor, scale: Tensor, point: Tensor) -> ProbeParams:

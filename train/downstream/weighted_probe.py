@@ -6,6 +6,7 @@ together with the linear map.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,6 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from nest_fn.layers.types import Tensor
+
+from .minimise import minimise
 
 
 class WeightedProbe(NamedTuple):
@@ -30,8 +33,8 @@ def fit_weighted_probe(
 ) -> WeightedProbe:
     """Fit on training rows: layers ``[N, D]`` each, y int64 ``[N]``. Deterministic: L-BFGS from equal weights.
 
-    Half of ``penalty`` times the map's squared norm is added to the mean cross-entropy, as in ``probe.py``. Raises
-    ``ValueError`` without layers.
+    Half of ``penalty`` times the squared norm of the map is added to the mean cross-entropy. Raises ``ValueError``
+    without layers.
     """
     if not layers:
         raise ValueError("fit_weighted_probe: no layer was given; want one or more of equal width")
@@ -39,24 +42,22 @@ def fit_weighted_probe(
     mean, scale = x.mean(dim=1), x.std(dim=1, correction=0).clamp(min=1e-5)
     x = (x - mean[:, None]) / scale[:, None]
     width = x.shape[-1]
-    free = [torch.zeros(len(layers)), torch.zeros(classes, width), torch.zeros(classes)]
-    leaves = [leaf.requires_grad_() for leaf in free]
-    solver = torch.optim.LBFGS(leaves, max_iter=iterations, history_size=20, line_search_fn="strong_wolfe")
+    shapes = (len(layers),), (classes, width), (classes,)
 
-    def closure() -> Tensor:
-        solver.zero_grad()
-        mixed = torch.einsum("l,lnd->nd", torch.softmax(leaves[0], 0), x)
-        value = F.cross_entropy(F.linear(mixed, leaves[1], leaves[2]), y) + 0.5 * penalty * leaves[1].square().sum()
-        value.backward()
-        return value
+    def parts(point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mixture, weight, bias = point.split([math.prod(shape) for shape in shapes])
+        return torch.softmax(mixture, 0), weight.view(classes, width), bias
 
-    solver.step(closure)
-    mixture, weight, bias = torch.softmax(leaves[0].detach(), 0), leaves[1].detach(), leaves[2].detach()
-    return WeightedProbe(mean, scale, mixture, weight, bias)
+    def objective(point: Tensor) -> Tensor:
+        mixture, weight, bias = parts(point)
+        mixed = torch.einsum("l,lnd->nd", mixture, x)
+        return F.cross_entropy(F.linear(mixed, weight, bias), y) + 0.5 * penalty * weight.square().sum()
+
+    return WeightedProbe(mean, scale, *parts(minimise(objective, torch.zeros(sum(map(math.prod, shapes))), iterations)))
 
 
 def weighted_accuracy(probe: WeightedProbe, layers: Sequence[Tensor], y: Tensor) -> float:
-    """Share of rows whose best class is the label."""
+    """Fraction of rows whose best class is the label."""
     x = (torch.stack(list(layers)) - probe.mean[:, None]) / probe.scale[:, None]
     mixed = torch.einsum("l,lnd->nd", probe.mixture, x)
     return float((F.linear(mixed, probe.weight, probe.bias).argmax(1) == y).double().mean())
