@@ -1,4 +1,4 @@
-"""Multi-head self-attention, positions relative or absolute, over frames that a mask allows (reference 4.4, 4.5)."""
+"""Multi-head self-attention with relative or absolute positions and a mask over keys (reference 4.4, 4.5)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from .positions import shift
 from .types import Key, Tensor
 
 MASKED = -10000.0
-"""Score of a key that may not be seen; finite, as in the reference, so that a row without keys stays finite."""
+"""Score of a masked key; finite, as in the reference, so that the softmax of a fully masked row is finite."""
 
 
 class AttentionParams(TypedDict, total=False):
-    """Affine maps, and for relative positions: ``position`` (no bias), ``content_bias`` u and ``position_bias`` v.
+    """Linear projections, and for relative positions ``position`` (no bias), ``content_bias`` u, ``position_bias`` v.
 
-    u and v are ``[H, d_k]``; they are absent where they are tied over the layers (the encoder then hands them in).
-    ``global_*`` are the maps of global tokens, where these are separate (local attention only).
+    u and v are ``[H, d_k]``; they are absent if all layers share them (the encoder then passes them to each layer).
+    ``global_*`` are the projections for global tokens, if these are separate (local attention only).
     """
 
     query: LinearParams
@@ -42,7 +42,10 @@ def init_attention(
     key: Key, width: int, heads: int, *, bias: bool = True, relative: bool = True, tied: bool = False,
     separate_global: bool = False,
 ) -> AttentionParams:  # fmt: skip
-    """torch.nn.Linear's defaults; u and v start at zero."""
+    """Initialise the projections as torch.nn.Linear does and u, v ``[H, d_k]`` with zeros (reference 4.8).
+
+    Raises ``ValueError`` if ``width`` is not a multiple of ``heads``.
+    """
     if width % heads:
         raise ValueError(f"attention: width {width} is not a multiple of {heads} heads; change one of them.")
     keys = random.split(key, 8)
@@ -60,7 +63,7 @@ def init_attention(
 
 
 def init_position_biases(width: int, heads: int) -> AttentionParams:
-    """u and v of zeros, ``[H, d_k]``."""
+    """Initialise u and v, both ``[H, d_k]``, with zeros."""
     return {
         "content_bias": torch.zeros(heads, width // heads),
         "position_bias": torch.zeros(heads, width // heads),
@@ -68,12 +71,12 @@ def init_position_biases(width: int, heads: int) -> AttentionParams:
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
-    """``[..., T, D] -> [..., H, T, d_k]``; a head is a contiguous run of features."""
+    """Split features into heads: ``[..., T, D] -> [..., H, T, d_k]``; each head is a contiguous block of features."""
     return x.unflatten(-1, (heads, x.shape[-1] // heads)).transpose(-2, -3)
 
 
 def merge_heads(x: Tensor) -> Tensor:
-    """``[..., H, T, d_k] -> [..., T, D]``."""
+    """Concatenate the heads: ``[..., H, T, d_k] -> [..., T, D]``, the inverse of ``split_heads``."""
     return x.transpose(-2, -3).flatten(-2)
 
 
@@ -81,12 +84,12 @@ def attention(
     params: AttentionParams, x: Tensor, positions: Tensor | None, valid: Tensor, context: Tensor | None, *,
     heads: int, rate: float = 0.0, fused: bool = False, key: Key | None = None, train: bool = False,
 ) -> Tensor:  # fmt: skip
-    """Every frame looks at every valid frame inside its context: ``[B, T, D] -> [B, T, D]``.
+    """Attend from every frame to all valid frames in its context: ``[B, T, D] -> [B, T, D]`` (reference 4.4).
 
-    ``positions`` ``[2T-1, D]`` are relative (query minus key, from T-1 down to -(T-1)), or None for plain attention.
-    ``valid`` bool ``[B, T]``; ``context`` bool ``[T, T]`` or ``[B, T, T]`` (query, key), None for all. Queries in
-    padding see nothing and give the output map's bias. ``fused`` takes PyTorch's fused kernel where no dropout is
-    asked for; it supports no forward-mode derivatives.
+    ``positions`` ``[2T-1, D]`` encode relative positions (query minus key, from T-1 down to -(T-1)); None is attention
+    by content alone. ``valid`` is bool ``[B, T]``; ``context`` is bool ``[T, T]`` or ``[B, T, T]`` (query, key), None
+    allows all keys. Padded queries attend to nothing, so their output is the bias of the output projection. ``fused``
+    uses PyTorch's fused kernel unless attention dropout is active; that kernel has no forward-mode derivatives.
     """
     check_attention("attention", x, positions, valid, 2 * x.shape[1] - 1)
     query = split_heads(linear(params["query"], x), heads)
@@ -99,7 +102,7 @@ def attention(
         position_query = (query + params["position_bias"][:, None]) * scale
         query = query + params["content_bias"][:, None]
         by_position = shift(position_query @ relative.transpose(-1, -2))
-    allowed = valid[:, None, None, :] if context is None else valid[:, None, None, :] & _per_row(context)
+    allowed = valid[:, None, None, :] if context is None else valid[:, None, None, :] & _broadcast_heads(context)
     if fused and not (train and rate > 0.0):
         bias = torch.where(allowed, by_position, MASKED).to(query.dtype)
         mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=bias.expand(-1, heads, x.shape[1], -1))
@@ -111,7 +114,7 @@ def attention(
 
 
 def check_attention(what: str, x: Tensor, positions: Tensor | None, valid: Tensor, rows: int) -> None:
-    """Raise ``ValueError`` unless the mask fits ``x [B, T, D]`` and there are ``rows`` positions."""
+    """Raise ``ValueError`` unless ``x`` is ``[B, T, D]``, ``valid`` ``[B, T]`` and ``positions`` ``[rows, D]``."""
     if x.ndim != 3 or valid.shape != x.shape[:2]:
         raise ValueError(f"{what}: x {list(x.shape)} wants a mask of valid frames [B, T], got {list(valid.shape)}.")
     if positions is not None and positions.shape[0] != rows:
@@ -121,21 +124,22 @@ def check_attention(what: str, x: Tensor, positions: Tensor | None, valid: Tenso
         )
 
 
-def _per_row(context: Tensor) -> Tensor:
+def _broadcast_heads(context: Tensor) -> Tensor:
     return context[:, None] if context.ndim == 3 else context
 
 
 def context_mask(
     frames: int, left: int | Tensor, right: int | Tensor, style: str, device: torch.device
 ) -> Tensor | None:
-    """Which keys a query may see: bool ``[T, T]``, or None where that is all. -1 means unlimited (reference 4.5).
+    """Mask of the keys that each query may attend to: bool ``[T, T]``, or None if all are allowed (reference 4.5).
 
-    ``regular``: from ``left`` frames before to ``right`` frames after. ``chunked_limited``: all of the own chunk of
-    ``right + 1`` frames and of ``left / (right + 1)`` chunks before. Bounds may be 0-d tensors, when they were drawn.
+    ``left`` and ``right`` are in frames; -1 means unlimited. ``regular`` allows ``left`` frames before the query to
+    ``right`` frames after it. ``chunked_limited`` allows the query's own chunk of ``right + 1`` frames and the
+    ``left / (right + 1)`` chunks before it. The bounds may be 0-d tensors, if they were drawn at random.
     """
     if isinstance(left, int) and isinstance(right, int) and left < 0 and right < 0:
         return None
-    # Tensors from here on, so that one expression serves numbers and draws; they cost nothing once compiled.
+    # Converted to tensors, so that one expression handles Python ints and drawn bounds; free in a compiled graph.
     lefts, rights = torch.as_tensor(left, device=device), torch.as_tensor(right, device=device)
     frame = torch.arange(frames, device=device)
     query, key = frame[:, None], frame[None, :]
@@ -146,5 +150,5 @@ def context_mask(
     behind = torch.div(query, size, rounding_mode="floor") - torch.div(key, size, rounding_mode="floor")
     chunks = torch.div(lefts, size, rounding_mode="floor")
     chunked = (behind >= 0) & ((lefts < 0) | (behind <= chunks))
-    # Without a bound on the right there are no chunks: the reference then limits the left alone.
+    # Without a right bound there are no chunks; the reference then applies the left bound only.
     return torch.where(rights < 0, (lefts < 0) | (key >= query - lefts), chunked)

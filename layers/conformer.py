@@ -15,20 +15,20 @@ from .types import Gather, Key, Tensor
 
 
 class ConformerSpec(NamedTuple):
-    """The shape of one block; the same for every block of an encoder."""
+    """Hyperparameters of one block; all blocks of an encoder share them."""
 
     width: int
     heads: int
     hidden: int  # of the feed-forward modules
     kernel: int
-    conv_context: tuple[int, int]  # frames before and after that the depthwise convolution sees
+    conv_context: tuple[int, int]  # (left, right) frames of the depthwise convolution
     bias: bool = True
     norm: str = "batch_norm"
     masked_norm: bool = False
     relative: bool = True
-    tied: bool = False  # u and v are the encoder's, not the layer's
+    tied: bool = False  # True: u and v belong to the encoder, not to the layer
     window: tuple[int, int] | None = None  # (left, right) of local attention
-    aligned: bool = False  # where left != right: position scores at the keys they belong to (Q47)
+    aligned: bool = False  # if left != right: add position scores to the right keys (Q47)
     global_tokens: int = 0
     global_spacing: int = 1
     global_separate: bool = False
@@ -38,7 +38,7 @@ class ConformerSpec(NamedTuple):
 
 
 class ConformerParams(TypedDict):
-    """Four modules, each behind a layer norm, and a last norm."""
+    """Four modules, each with a layer norm before it, and a final layer norm."""
 
     norm_feed_forward1: NormParams
     feed_forward1: FeedForwardParams
@@ -58,17 +58,17 @@ class ConformerState(TypedDict):
 
 
 class BlockContext(NamedTuple):
-    """What all blocks of one forward pass share."""
+    """Inputs that all blocks of one forward pass share."""
 
-    valid: Tensor  # bool [B, T]: below the length
-    context: Tensor | None  # bool [T, T]: which keys a query may see; None: all
-    positions: Tensor | None  # relative position encodings
-    biases: AttentionParams  # u and v if they are tied, else empty
-    gather: Gather | None = None  # for batch statistics of all processes
+    valid: Tensor  # bool [B, T]: True for frames that are not padding
+    context: Tensor | None  # bool [T, T], (query, key): True where attention is allowed; None: everywhere
+    positions: Tensor | None  # relative position encodings [P, D]; None for absolute positions
+    biases: AttentionParams  # u and v if all layers share them, else empty
+    gather: Gather | None = None  # all-gather over processes, for batch statistics of the whole batch
 
 
 def init_conformer_layer(key: Key, spec: ConformerSpec) -> tuple[ConformerParams, ConformerState]:
-    """torch.nn's defaults throughout."""
+    """Initialise one block as torch.nn does (reference 4.8)."""
     first, attend, convolve, second = random.split(key, 4)
     conv_params, conv_state = init_conv_module(convolve, spec.width, spec.kernel, bias=spec.bias, norm=spec.norm)
     params: ConformerParams = {
@@ -92,7 +92,11 @@ def conformer_layer(
     params: ConformerParams, state: ConformerState, x: Tensor, block_context: BlockContext, spec: ConformerSpec, *,
     key: Key | None = None, train: bool = False,
 ) -> tuple[Tensor, ConformerState]:  # fmt: skip
-    """Half a feed-forward, attention, convolution, half a feed-forward, norm: ``[B, T, D] -> [B, T, D]``."""
+    """One block: ``[B, T, D] -> [B, T, D]`` and the new state (reference 4.6).
+
+    Residual branches in order: feed-forward with factor 1/2, self-attention, convolution, feed-forward with factor 1/2;
+    then a layer norm.
+    """
     inner1, branch1, weights, attended, convolved, inner2, branch2 = _keys(key, train)
 
     def residual(x: Tensor, y: Tensor, key: Key | None, factor: float = 1.0) -> Tensor:
@@ -114,7 +118,7 @@ def conformer_layer(
 
 
 def _keys(key: Key | None, train: bool) -> tuple[Key | None, ...]:
-    """One key for each dropout of the block, in call order."""
+    """One key for each dropout in the block, in the order of the calls."""
     return (None,) * 7 if key is None or not train else tuple(random.split(key, 7).unbind(0))
 
 

@@ -16,14 +16,14 @@ from .types import Key, Tensor
 
 
 class ConvParams(TypedDict, total=False):
-    """``weight [out, in / groups, *kernel]`` and, unless the layer has none, ``bias [out]``."""
+    """``weight [out, in / groups, *kernel]`` and, if the layer has one, ``bias [out]``."""
 
     weight: Tensor
     bias: Tensor
 
 
 class _Conv1d(nn.Conv1d):
-    """A template whose stride, padding and groups are arguments, so that one serves every convolution."""
+    """A template with stride, padding and groups as arguments, so that one serves all 1-d convolutions."""
 
     def forward(self, x: Tensor, stride: int, padding: int, groups: int) -> Tensor:  # type: ignore[override]
         return F.conv1d(x, self.weight, self.bias, stride, padding, 1, groups)
@@ -45,7 +45,10 @@ _TEMPLATES = {
 def init_conv(
     key: Key, in_channels: int, out_channels: int, kernel: Sequence[int], groups: int = 1, bias: bool = True
 ) -> ConvParams:
-    """torch.nn.ConvNd's default initial values; the kernel's rank (1 or 2) chooses the convolution."""
+    """Initialise ``weight [out, in / groups, *kernel]`` and ``bias [out]`` as torch.nn.Conv1d and Conv2d do.
+
+    ``kernel`` holds one size for a 1-d convolution and two for a 2-d one.
+    """
     weight_key, bias_key = random.split(key, 2)
     shape = (out_channels, in_channels // groups, *kernel)
     fan_in = math.prod(shape[1:])
@@ -56,7 +59,10 @@ def init_conv(
 
 
 def conv(params: ConvParams, x: Tensor, stride: int = 1, padding: int = 0, groups: int = 1) -> Tensor:
-    """Convolve ``[B, in, *space]`` with ``weight [out, in / groups, *kernel]``. Raises ``ValueError`` on a misfit."""
+    """Convolve in 1-d or 2-d: ``[B, in, *space] -> [B, out, *space]`` with ``weight [out, in / groups, *kernel]``.
+
+    Raises ``ValueError`` if the channels or the number of axes do not match the weight.
+    """
     weight = params["weight"]
     if x.ndim != weight.ndim or x.shape[1] != weight.shape[1] * groups:
         raise ValueError(

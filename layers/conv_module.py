@@ -25,7 +25,10 @@ from .types import Gather, Key, Tensor
 
 
 class ConvModuleParams(TypedDict, total=False):
-    """1x1 convolutions are affine maps: ``pointwise1 [2D, D]``, ``pointwise2 [D, D]``; instance norm has none."""
+    """1x1 convolutions are stored as linear layers, ``pointwise1 [2D, D]`` and ``pointwise2 [D, D]``.
+
+    ``norm`` is absent for instance norm, which has no parameters.
+    """
 
     pointwise1: LinearParams
     depthwise: ConvParams
@@ -34,7 +37,7 @@ class ConvModuleParams(TypedDict, total=False):
 
 
 class ConvModuleState(TypedDict, total=False):
-    """Running statistics, of batch norm only."""
+    """Running statistics; empty unless the norm is batch norm."""
 
     norm: BatchNormState
 
@@ -42,7 +45,7 @@ class ConvModuleState(TypedDict, total=False):
 def init_conv_module(
     key: Key, width: int, kernel: int, *, bias: bool = True, norm: str = "batch_norm"
 ) -> tuple[ConvModuleParams, ConvModuleState]:
-    """torch.nn's defaults; ``norm`` as in ``conv_module``."""
+    """Initialise as torch.nn does (reference 4.8); ``kernel`` is in frames, ``norm`` is as in ``conv_module``."""
     first, depthwise, second = random.split(key, 3)
     params: ConvModuleParams = {
         "pointwise1": init_linear(first, width, 2 * width, bias),
@@ -58,15 +61,19 @@ def conv_module(
     params: ConvModuleParams, state: ConvModuleState, x: Tensor, valid: Tensor, *, context: tuple[int, int],
     norm: str = "batch_norm", masked_norm: bool = False, gather: Gather | None = None, train: bool = False,
 ) -> tuple[Tensor, ConvModuleState]:  # fmt: skip
-    """GLU, depthwise convolution over ``context = (left, right)`` frames, norm, SiLU: ``[B, T, D] -> [B, T, D]``.
+    """Convolution module: ``[B, T, D] -> [B, T, D]`` and the new state (reference 4.6).
 
-    ``norm``: batch_norm, layer_norm, instance_norm, fused_batch_norm (scale and shift alone) or group_normN.
-    ``masked_norm`` leaves padded frames out of batch norm's statistics; the reference counts them (Q27).
-    ``gather`` makes these statistics those of all processes.
+    Pointwise convolution, GLU, depthwise convolution over ``context = (left, right)`` frames, norm, SiLU, pointwise
+    convolution. Frames that are not ``valid`` (bool ``[B, T]``) are zeroed before the depthwise convolution.
+
+    ``norm``: batch_norm, layer_norm, instance_norm, fused_batch_norm (scale and shift only) or group_normN (N groups).
+    ``masked_norm`` excludes padded frames from the statistics of batch norm; the reference includes them (Q27).
+    ``gather`` all-gathers these statistics, so that they are those of all processes. Raises ``ValueError`` for an
+    unknown ``norm``.
     """
     hidden = F.glu(linear(params["pointwise1"], x), dim=-1)
     hidden = torch.where(valid[..., None], hidden, 0.0)
-    # [B, T, D] -> [B, D, T]: padding makes it contiguous, which the depthwise kernel needs to be fast.
+    # [B, T, D] -> [B, D, T]; contiguous memory, because the depthwise kernel is slow without it.
     hidden = F.pad(hidden.transpose(1, 2), context).contiguous()
     hidden = conv(params["depthwise"], hidden, groups=hidden.shape[1])
     hidden, state = _norm(params, state, hidden, valid if masked_norm else None, norm, gather, train)
@@ -82,7 +89,7 @@ def _norm(
     gather: Gather | None,
     train: bool,
 ) -> tuple[Tensor, ConvModuleState]:
-    """The chosen norm over channels, ``[B, D, T] -> [B, D, T]``."""
+    """Apply the chosen norm: ``[B, D, T] -> [B, D, T]``."""
     if norm == "batch_norm":
         y, statistics = batch_norm(params["norm"], state["norm"], x, valid, gather=gather, train=train)
         return y, {"norm": statistics}

@@ -1,4 +1,4 @@
-"""The feed-forward module: widen, SiLU, dropout, narrow (reference 4.6)."""
+"""The feed-forward module: linear to ``hidden``, SiLU, dropout, linear back to ``D`` (reference 4.6)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .types import Key, Tensor
 
 
 class FeedForwardParams(TypedDict):
-    """``linear1`` widens, ``linear2`` narrows."""
+    """``linear1`` maps from ``D`` to the hidden width, ``linear2`` back to ``D``."""
 
     linear1: LinearParams
     linear2: LinearParams
 
 
 def init_feed_forward(key: Key, width: int, hidden: int, bias: bool = True) -> FeedForwardParams:
-    """torch.nn.Linear's defaults."""
+    """Initialise ``linear1.weight [hidden, D]`` and ``linear2.weight [D, hidden]`` as torch.nn.Linear does."""
     first, second = random.split(key, 2)
     return {"linear1": init_linear(first, width, hidden, bias), "linear2": init_linear(second, hidden, width, bias)}
 
@@ -28,6 +28,6 @@ def init_feed_forward(key: Key, width: int, hidden: int, bias: bool = True) -> F
 def feed_forward(
     params: FeedForwardParams, x: Tensor, *, rate: float = 0.0, key: Key | None = None, train: bool = False
 ) -> Tensor:
-    """``[..., D] -> [..., D]``, dropout at ``rate`` on the widened features."""
+    """Two linear layers with SiLU between them: ``[..., D] -> [..., D]``; dropout at ``rate`` on hidden features."""
     hidden = dropout(F.silu(linear(params["linear1"], x)), rate, key=key, train=train)
     return linear(params["linear2"], hidden)

@@ -1,4 +1,4 @@
-"""Initial values from keys: ``(key, shape) -> Tensor``, float32, with PyTorch's own defaults."""
+"""Initial values drawn from keys, float32 tensors of a given shape; the schemes are those of torch.nn.init."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from .types import Key, Tensor
 
 
 def fans(shape: Sequence[int]) -> tuple[int, int]:
-    """(fan in, fan out) of a weight ``[out, in, *kernel]``, as torch.nn.init counts them."""
+    """(fan in, fan out) of a weight ``[out, in, *kernel]``, as torch.nn.init computes them.
+
+    Raises ``ValueError`` for fewer than two axes.
+    """
     if len(shape) < 2:
         raise ValueError(f"fans: a weight has at least 2 axes, got {list(shape)}; biases take the fan of their weight")
     receptive = math.prod(shape[2:])
@@ -18,25 +21,25 @@ def fans(shape: Sequence[int]) -> tuple[int, int]:
 
 
 def uniform(key: Key, shape: Sequence[int], bound: float) -> Tensor:
-    """Uniform in [-bound, bound)."""
+    """Uniform in [-bound, bound): float32 ``[*shape]``."""
     return (random.uniform(key, shape) * 2.0 - 1.0) * bound
 
 
 def normal(key: Key, shape: Sequence[int], std: float = 1.0) -> Tensor:
-    """Normal with mean 0."""
+    """Normal with mean 0 and standard deviation ``std``: float32 ``[*shape]``."""
     return random.normal(key, shape) * std
 
 
 def torch_default(key: Key, shape: Sequence[int], fan_in: int) -> Tensor:
-    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): torch.nn's default for weight and bias of Linear and convolutions."""
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), float32 ``[*shape]``: the default of torch.nn.Linear and Conv, bias too."""
     return uniform(key, shape, 1.0 / math.sqrt(fan_in))
 
 
 def xavier_uniform(key: Key, shape: Sequence[int]) -> Tensor:
-    """Glorot and Bengio 2010: uniform with variance 2 / (fan in + fan out)."""
+    """Uniform with variance 2 / (fan in + fan out), float32 ``[*shape]`` (Glorot and Bengio 2010)."""
     return uniform(key, shape, math.sqrt(6.0 / sum(fans(shape))))
 
 
 def xavier_normal(key: Key, shape: Sequence[int]) -> Tensor:
-    """Glorot and Bengio 2010: normal with variance 2 / (fan in + fan out)."""
+    """Normal with variance 2 / (fan in + fan out), float32 ``[*shape]`` (Glorot and Bengio 2010)."""
     return normal(key, shape, math.sqrt(2.0 / sum(fans(shape))))

@@ -1,4 +1,4 @@
-"""Lengths and masks: which frames of a padded batch are real. Never a host sync."""
+"""Lengths and masks: which frames of a padded batch are not padding. Nothing here synchronises with the device."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from .types import Tensor
 
 
 def valid_mask(lengths: Tensor, width: int) -> Tensor:
-    """True where a frame lies below its row's length: ``[B] -> bool [B, width]``."""
+    """Mask that is True for frames before the end of their row: ``[B] -> bool [B, width]``."""
     return torch.arange(width, device=lengths.device) < lengths[:, None]
 
 
 def check_lengths(what: str, x: Tensor, lengths: Tensor) -> None:
-    """Raise ``ValueError`` unless ``lengths`` is integer ``[B]`` for ``x [B, ...]``."""
+    """Raise ``TypeError`` or ``ValueError`` unless ``lengths`` is an integer tensor ``[B]`` for ``x [B, ...]``."""
     if not isinstance(lengths, Tensor):
         raise TypeError(f"{what}: lengths are a {type(lengths).__name__}; pass an int64 tensor [B].")
     if lengths.ndim != 1 or lengths.shape[0] != x.shape[0]:
@@ -26,7 +26,7 @@ def check_lengths(what: str, x: Tensor, lengths: Tensor) -> None:
 
 
 def check_rows(what: str, rows: Tensor, count: int) -> None:
-    """Raise ``ValueError`` unless ``rows``, the names of a batch's rows for their draws, is int64 ``[B]``."""
+    """Raise ``TypeError`` or ``ValueError`` unless ``rows``, which identify the rows for draws, are int64 ``[B]``."""
     if not isinstance(rows, Tensor):
         raise TypeError(f"{what}: names of rows are a {type(rows).__name__}; pass an int64 tensor [{count}].")
     if tuple(rows.shape) != (count,) or rows.dtype != torch.int64:
@@ -34,7 +34,10 @@ def check_rows(what: str, rows: Tensor, count: int) -> None:
 
 
 def strided(length: Tensor | int, kernel: int, stride: int, padding: int, ceil: bool = False) -> Tensor | int:
-    """Frames after a convolution or pooling; ``padding`` counts both sides together. Works on ints and tensors."""
+    """Frames after a convolution or pooling, for an int or a tensor ``[...]`` of lengths in frames.
+
+    ``padding`` is the sum of both sides; ``ceil`` rounds up, as ``ceil_mode`` of PyTorch's pooling does.
+    """
     numerator = length + (padding - kernel) + (stride - 1 if ceil else 0)
     return (
         numerator // stride + 1
@@ -44,5 +47,5 @@ def strided(length: Tensor | int, kernel: int, stride: int, padding: int, ceil: 
 
 
 def zero_padding(x: Tensor, valid: Tensor) -> Tensor:
-    """``x [B, T, ...]`` with padded frames set to 0 (a NaN in padding is gone too)."""
+    """Set padded frames of ``x [B, T, ...]`` to 0, NaN included; ``valid`` is bool ``[B, T]``."""
     return torch.where(valid.reshape(*valid.shape, *(1,) * (x.ndim - 2)), x, 0.0)

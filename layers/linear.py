@@ -1,4 +1,4 @@
-"""The affine map."""
+"""The linear layer, ``x W^T + b``."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _WITHOUT_BIAS = template(nn.Linear(1, 1, bias=False))
 
 
 class LinearParams(TypedDict, total=False):
-    """``weight [out, in]`` and, unless the layer has none, ``bias [out]``."""
+    """``weight [out, in]`` and, if the layer has one, ``bias [out]``."""
 
     weight: Tensor
     bias: Tensor
 
 
 def init_linear(key: Key, in_features: int, out_features: int, bias: bool = True) -> LinearParams:
-    """torch.nn.Linear's default initial values."""
+    """Initialise ``weight [out, in]`` and ``bias [out]`` as torch.nn.Linear does."""
     weight_key, bias_key = random.split(key, 2)
     params: LinearParams = {"weight": torch_default(weight_key, (out_features, in_features), in_features)}
     if bias:
@@ -33,7 +33,7 @@ def init_linear(key: Key, in_features: int, out_features: int, bias: bool = True
 
 
 def linear(params: LinearParams, x: Tensor) -> Tensor:
-    """``x W^T + b``: ``[..., in] -> [..., out]``. Raises ``ValueError`` if the widths differ."""
+    """Apply ``x W^T + b``: ``[..., in] -> [..., out]``. Raises ``ValueError`` if ``in`` does not match the weight."""
     weight = params["weight"]
     if x.shape[-1] != weight.shape[-1]:
         raise ValueError(

@@ -1,7 +1,7 @@
 """Sliding-window self-attention in time and memory linear in the length (Longformer, arXiv 2004.05150).
 
-Queries are cut into blocks of ``c = max(left, right)`` frames; each block sees itself and the blocks beside it, which
-hold every key of its windows. Global tokens, if any, are seen by all frames and see all frames.
+Queries are split into blocks of ``c = max(left, right)`` frames. A block attends to itself and its two neighbours,
+which contain all keys of its windows. All frames attend to the global tokens, if any, and these attend to all frames.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ def local_attention(
     aligned: bool = False, rate: float = 0.0, global_tokens: int = 0, global_spacing: int = 1,
     key: Key | None = None, train: bool = False,
 ) -> Tensor:  # fmt: skip
-    """Frame i looks at valid frames i-left..i+right: ``[B, T, D] -> [B, T, D]``.
+    """Attend from frame i to the valid frames i-left..i+right: ``[B, T, D] -> [B, T, D]`` (reference 4.4).
 
-    ``positions [left+right+1, D]`` run from ``left`` (key before query) down to ``-right``. With ``global_tokens``,
-    frames 0, spacing, 2 spacing, ... are also seen by every frame, by content alone (and then not a second time inside
-    the window), and themselves look at all valid frames.
+    ``positions [left+right+1, D]`` encode relative positions from ``left`` (key before query) down to ``-right``;
+    ``valid`` is bool ``[B, T]``. With ``global_tokens``, frames 0, spacing, 2 spacing, ... are global: every frame
+    attends to them, by content only and not again inside its window, and they attend to all valid frames.
 
-    Where left and right differ, the reference adds the position scores of the query's own frame and of frames after
-    it at the wrong end of the window; ``aligned`` adds them to the right keys (Q47).
+    If left and right differ, the reference adds the position scores of the query's own frame and of later frames
+    at the wrong end of the window; ``aligned`` adds them to the right keys (Q47).
     """
     check_attention("local_attention", x, positions, valid, left + right + 1)
     query = split_heads(linear(params["query"], x), heads)
@@ -76,7 +76,7 @@ def _global_maps(
 
 
 class _Window:
-    """The block layout of one call: T queries in n blocks of c, each over 3 c keys. Holds sizes only."""
+    """The block layout of one call: T queries in n blocks of c, each with 3 c keys. Holds sizes, no tensors."""
 
     def __init__(self, frames: int, left: int, right: int, aligned: bool) -> None:
         self.frames, self.left, self.right, self.aligned = frames, left, right, aligned
@@ -84,31 +84,31 @@ class _Window:
         self.fill = -frames % self.size
 
     def blocks(self, x: Tensor) -> Tensor:
-        """``[B, H, T, d] -> [B, H, n, c, d]``, the last block filled with zeros."""
+        """Split into blocks: ``[B, H, T, d] -> [B, H, n, c, d]``; the last block is padded with zeros."""
         return F.pad(x, (0, 0, 0, self.fill)).unflatten(2, (-1, self.size))
 
     def join(self, x: Tensor) -> Tensor:
-        """The inverse of ``blocks``."""
+        """The inverse of ``blocks``: ``[B, H, n, c, d] -> [B, H, T, d]``."""
         return x.flatten(2, 3)[:, :, : self.frames]
 
-    def around(self, x: Tensor) -> Tensor:
-        """The keys of each block: ``[B, H, T, d] -> [B, H, n, 3c, d]``."""
+    def with_neighbours(self, x: Tensor) -> Tensor:
+        """Keys or values of each block and its neighbours: ``[B, H, T, d] -> [B, H, n, 3c, d]``."""
         padded = F.pad(x, (0, 0, self.size, self.fill + self.size))
         return padded.unfold(2, 3 * self.size, self.size).transpose(-1, -2)
 
     def scores(self, query: Tensor, keys: Tensor, by_position: Tensor) -> Tensor:
         """Content and position scores: ``[B, H, n, c, 3c]``."""
-        return self.blocks(query) @ self.around(keys).transpose(-1, -2) + self._skew(self.blocks(by_position))
+        return self.blocks(query) @ self.with_neighbours(keys).transpose(-1, -2) + self._skew(self.blocks(by_position))
 
     def _skew(self, scores: Tensor) -> Tensor:
-        """By relative position ``[.., c, left+right+1]`` to by key ``[.., c, 3c]``: row a moves right by a.
+        """Reindex scores from relative positions to keys: ``[..., c, left+right+1] -> [..., c, 3c]``.
 
-        Rows one longer than the target, read off in the target's length, do that without an index.
+        Row a is shifted right by a: rows are padded to one more than the target's length and reshaped to that length.
         """
         gap = scores.new_zeros(*scores.shape[:-1], 2 * self.size - self.left - self.right)
         parts: tuple[Tensor, ...]
         if self.aligned:
-            # The longer side needs no fill; the shorter one is filled at its far end.
+            # Pad the shorter side of the window to c positions, at its far end.
             parts = (gap, scores) if self.left < self.right else (scores, gap)
         else:
             parts = (scores[..., : self.left], gap, scores[..., self.left :])
@@ -117,7 +117,7 @@ class _Window:
         return padded.flatten(-2)[..., : self.size * wide].unflatten(-1, (self.size, wide))
 
     def allowed(self, seen: Tensor) -> Tensor:
-        """Keys inside the window, inside the clip and seen: bool ``[B, T] -> [B, n, c, 3c]``."""
+        """Mask of keys that are in the query's window and in ``seen``: bool ``[B, T] -> bool [B, n, c, 3c]``."""
         padded = F.pad(seen, (self.size, self.fill + self.size))
         near = padded.unfold(1, 3 * self.size, self.size)[:, :, None, :]
         query = torch.arange(self.size, device=seen.device)[:, None] + self.size
@@ -125,5 +125,5 @@ class _Window:
         return near & (distance <= self.left) & (distance >= -self.right)
 
     def mix(self, weights: Tensor, values: Tensor) -> Tensor:
-        """Weighted sums of values: ``[B, H, n, c, 3c] -> [B, H, T, d]``."""
-        return self.join(weights @ self.around(values))
+        """Sum the values by their weights: ``[B, H, n, c, 3c], [B, H, T, d] -> [B, H, T, d]``."""
+        return self.join(weights @ self.with_neighbours(values))

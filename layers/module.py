@@ -1,8 +1,8 @@
-"""How leaves are run: ``torch.func.functional_call`` on templates that hold names and a rule, but no numbers.
+"""Elementary layers call torch.nn modules through ``torch.func.functional_call``; the modules hold no parameters.
 
-A template is a torch.nn module on the meta device, built once when its file is imported (an ``nn.Module`` cannot be
-built inside a traced function). ``functional_call`` runs its ``forward`` on the parameters given, so that names,
-checks for missing and unexpected keys, and kernels are PyTorch's own.
+A template is a torch.nn module on the meta device, built once on import, because an ``nn.Module`` cannot be built
+inside a traced function. ``functional_call`` runs its ``forward`` with the given parameters, so that their names, the
+checks for missing and unexpected keys, and the kernels are PyTorch's own.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def template(module: M) -> M:
-    """The module as a template: on the meta device, in eval mode, without gradients."""
+    """Turn a module into a template: move it to the meta device, set eval mode, disable gradients."""
     return module.to(device="meta").eval().requires_grad_(False)
 
 
 def call(layer: nn.Module, params: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-    """Run a template on ``params``; missing and unexpected names raise ``RuntimeError`` (``strict=True``)."""
+    """Run a template's ``forward`` with ``params``. Raises ``RuntimeError`` for missing and unexpected names."""
     return functional_call(layer, dict(params), args, kwargs, strict=True)
 
 
 def from_module(module: nn.Module) -> tuple[Params, State, Callable[..., tuple[Any, State]]]:
-    """Any ``nn.Module`` as ``(params, state, apply)`` with ``apply(params, state, *args) -> (output, new state)``.
+    """Convert any ``nn.Module`` to ``(params, state, apply)`` with ``apply(params, state, *args) -> (output, state)``.
 
-    ``functional_call`` writes into the buffers it is given (batch norm's running mean), so the state is cloned first
-    and the clone is returned: arguments stay untouched.
+    ``functional_call`` writes into the buffers it is given (such as batch norm's running mean). ``apply`` therefore
+    clones the state and returns the clone; its arguments are not modified.
     """
     params: Params = {name: leaf.detach().clone() for name, leaf in module.named_parameters()}
     state: State = {name: leaf.detach().clone() for name, leaf in module.named_buffers()}

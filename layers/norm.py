@@ -1,4 +1,4 @@
-"""Normalisation. Batch norm is the one leaf with a memory: it returns its new statistics."""
+"""Normalisation layers. Batch norm is the only stateful one: it returns its updated running statistics."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class NormParams(TypedDict):
 
 
 class BatchNormState(TypedDict):
-    """``running_mean [D]``, ``running_var [D]`` and the int64 count ``num_batches_tracked``."""
+    """``running_mean [D]``, ``running_var [D]`` and the number of training batches, int64 ``num_batches_tracked``."""
 
     running_mean: Tensor
     running_var: Tensor
@@ -31,7 +31,7 @@ class BatchNormState(TypedDict):
 
 
 class _LayerNorm(nn.LayerNorm):
-    """A template that takes its width from its weight, so that one serves every width."""
+    """A template that reads its width from its weight, so that one serves all widths."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, EPS)
@@ -47,12 +47,12 @@ _GROUP_NORM = template(_GroupNorm(1, 1))
 
 
 def init_norm(width: int) -> NormParams:
-    """Scale 1 and shift 0, for every norm of this file."""
+    """Initialise scale ``[D]`` with 1 and shift ``[D]`` with 0; the same for all norms here."""
     return {"weight": torch.ones(width), "bias": torch.zeros(width)}
 
 
 def init_batch_norm_state(width: int) -> BatchNormState:
-    """Mean 0, variance 1, nothing tracked yet."""
+    """Initialise the running mean ``[D]`` with 0, the running variance ``[D]`` with 1 and the count with 0."""
     return {
         "running_mean": torch.zeros(width),
         "running_var": torch.ones(width),
@@ -67,14 +67,17 @@ def _check_channels(what: str, params: NormParams, x: Tensor) -> None:
 
 
 def layer_norm(params: NormParams, x: Tensor) -> Tensor:
-    """Normalise the last axis: ``[..., D] -> [..., D]``."""
+    """Normalise over the last axis: ``[..., D] -> [..., D]``. Raises ``ValueError`` if ``D`` is not the weight's."""
     if x.shape[-1] != params["weight"].shape[-1]:
         raise ValueError(f"layer_norm: x ends in {x.shape[-1]} features, weight wants {params['weight'].shape[-1]}.")
     return cast(Tensor, call(_LAYER_NORM, params, x))  # type: ignore[arg-type]
 
 
 def group_norm(params: NormParams, x: Tensor, groups: int) -> Tensor:
-    """Normalise groups of channels over time: ``[B, D, T] -> [B, D, T]``."""
+    """Normalise each group of channels over channels and time: ``[B, D, T] -> [B, D, T]``.
+
+    Raises ``ValueError`` if ``D`` does not match the weight or is not a multiple of ``groups``.
+    """
     _check_channels("group_norm", params, x)
     if x.shape[1] % groups:
         raise ValueError(f"group_norm: {x.shape[1]} channels are no multiple of {groups} groups; change one of them.")
@@ -82,7 +85,7 @@ def group_norm(params: NormParams, x: Tensor, groups: int) -> Tensor:
 
 
 def instance_norm(x: Tensor) -> Tensor:
-    """Normalise each channel of each row over time, no parameters: ``[B, D, T] -> [B, D, T]``."""
+    """Normalise each channel of each row over time, without parameters: ``[B, D, T] -> [B, D, T]``."""
     variance, mean = torch.var_mean(x, dim=-1, correction=0, keepdim=True)
     return (x - mean) * torch.rsqrt(variance + EPS)
 
@@ -91,18 +94,18 @@ def batch_norm(
     params: NormParams, state: BatchNormState, x: Tensor, valid: Tensor | None = None, *,
     gather: Gather | None = None, train: bool = False,
 ) -> tuple[Tensor, BatchNormState]:  # fmt: skip
-    """Batch norm over ``[B, D, T]``; in training by the batch's statistics, and the running ones move by 0.1.
+    """Batch norm: ``[B, D, T] -> [B, D, T]`` and the new state (reference 4.6).
 
-    ``valid`` (bool ``[B, T]``) leaves padded frames out of the statistics; without it they count, as in the reference
-    (Q27). ``gather`` makes them those of the rows of all processes. The output and the new state are returned, the
-    given state is not written to.
+    In training, the statistics of the batch are used, and the running statistics are updated with momentum 0.1; in
+    evaluation, the running statistics are used. ``valid`` (bool ``[B, T]``) excludes padded frames from the statistics;
+    without it they are included, as in the reference (Q27). ``gather`` all-gathers the statistics over processes.
     """
     _check_channels("batch_norm", params, x)
     if not train:
         mean, variance = state["running_mean"], state["running_var"]
         return F.batch_norm(x, mean, variance, params["weight"], params["bias"], eps=EPS), state
     if valid is None and gather is None:
-        # Statistics of the kernel itself would need a second pass; its running mean with momentum 1 is the batch mean.
+        # The kernel does not return the batch statistics, so they are computed separately, for the running ones.
         mean, variance, count = _statistics(x)
         y = F.batch_norm(x, None, None, params["weight"], params["bias"], training=True, eps=EPS)
     else:
@@ -125,7 +128,7 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _moments(x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean ``[D]``, variance ``[D]`` and the number of frames, in float32 at least."""
+    """Mean ``[D]``, biased variance ``[D]`` and the number of frames ``[]``, at least in float32."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     if valid is None:
         variance, mean = torch.var_mean(x, dim=(0, 2), correction=0)
@@ -138,16 +141,16 @@ def _moments(x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _pooled(mean: Tensor, variance: Tensor, count: Tensor, gather: Gather) -> tuple[Tensor, Tensor, Tensor]:
-    """Moments of all processes' frames together, by one collective (Chan et al. 1979: nothing cancels)."""
+    """Combine the moments of all processes with one all-gather, without cancellation (Chan et al. 1979)."""
     shared = gather(torch.cat((mean, variance, count[None])))  # [W, 2D + 1]
     means, variances, counts = shared.split((mean.shape[0], mean.shape[0], 1), dim=1)
     total = counts.sum()
-    share = counts / total.clamp(min=1)
-    mean = (means * share).sum(dim=0)
-    return mean, ((variances + (means - mean).square()) * share).sum(dim=0), total
+    fraction = counts / total.clamp(min=1)
+    mean = (means * fraction).sum(dim=0)
+    return mean, ((variances + (means - mean).square()) * fraction).sum(dim=0), total
 
 
 def scale_shift(params: NormParams, x: Tensor) -> Tensor:
-    """What is left of a batch norm whose statistics were folded in: ``[B, D, T] -> [B, D, T]``."""
+    """Scale and shift channels, as a batch norm does after its statistics are fused: ``[B, D, T] -> [B, D, T]``."""
     _check_channels("scale_shift", params, x)
     return x * params["weight"][:, None] + params["bias"][:, None]

@@ -1,4 +1,4 @@
-"""From frames of 10 ms to encoder frames: the front of a FastConformer (arXiv 2305.05084; reference 4.3)."""
+"""Subsampling from frames of 10 ms to encoder frames, as in FastConformer (arXiv 2305.05084; reference 4.3)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .types import Key, Params, Tensor
 
 
 class SubsamplingSpec(NamedTuple):
-    """The shape of a subsampling; ``kind`` None is one affine map."""
+    """Hyperparameters of a subsampling module; ``kind`` None is one linear layer without subsampling."""
 
     kind: str | None  # dw_striding, striding, vggnet, stacking, stacking_norm, None
     factor: int
@@ -23,16 +23,16 @@ class SubsamplingSpec(NamedTuple):
     width: int  # D
     channels: int
     causal: bool = False
-    masked: bool = True  # False: padding leaks through the biases, as in the reference up to 2.4
+    masked: bool = True  # False: padding affects the last valid frames, as in the reference up to 2.4
 
     @property
     def stages(self) -> int:
-        """Halvings."""
+        """Number of stages, each with stride 2."""
         return self.factor.bit_length() - 1
 
     @property
     def padding(self) -> tuple[int, int]:
-        """Zeros before and after, in time and in frequency, of each strided 3x3 convolution."""
+        """Zeros added before and after, on both axes, by each strided 3x3 convolution."""
         return (2, 1) if self.causal else (1, 1)
 
 
@@ -41,7 +41,7 @@ STACKING = ("stacking", "stacking_norm")
 
 
 def check_subsampling(spec: SubsamplingSpec) -> None:
-    """Raise ``ValueError`` for an unknown kind or a factor that it cannot reach."""
+    """Raise ``ValueError`` for an unknown kind or a factor that this kind does not support."""
     if spec.kind is not None and spec.kind not in CONVOLUTIONAL + STACKING:
         known = ", ".join(CONVOLUTIONAL + STACKING)
         raise ValueError(f"subsampling: no kind is called '{spec.kind}'; use one of {known}, or None.")
@@ -52,11 +52,11 @@ def check_subsampling(spec: SubsamplingSpec) -> None:
 
 
 def subsampled_length(length: Tensor | int, spec: SubsamplingSpec, frames: int) -> Tensor | int:
-    """Encoder frames of an utterance of ``length`` frames in a batch ``frames`` wide; ints or tensors."""
+    """Encoder frames of utterances of ``length`` frames, an int or a tensor ``[B]``, in a batch of width ``frames``."""
     if spec.kind is None:
         return length
     if spec.kind in STACKING:
-        # The batch's padding counts, so that a short row may have one frame less than it has alone (Q26).
+        # Depends on the batch's padding: a short row may have one frame less than in a batch of its own (Q26).
         return (length + -frames % spec.factor) // spec.factor
     for _ in range(spec.stages):
         length = strided(length, *_geometry(spec))
@@ -64,12 +64,15 @@ def subsampled_length(length: Tensor | int, spec: SubsamplingSpec, frames: int) 
 
 
 def _geometry(spec: SubsamplingSpec) -> tuple[int, int, int]:
-    """(kernel, stride, padding of both sides) of the strided layer of a stage."""
+    """(kernel, stride, sum of the padding on both sides) of the strided layer of a stage."""
     return (2, 2, 0) if spec.kind == "vggnet" else (3, 2, sum(spec.padding))
 
 
 def init_subsampling(key: Key, spec: SubsamplingSpec) -> Params:
-    """torch.nn's defaults. Convolutional kinds: ``stages`` and ``out``; stacking: ``out`` (and ``norm``)."""
+    """Initialise as torch.nn does: ``stages`` (convolutional kinds), ``out``, ``norm`` (stacking_norm).
+
+    Raises ``ValueError`` as ``check_subsampling`` does.
+    """
     check_subsampling(spec)
     out_key, *keys = random.split(key, 1 + max(spec.stages, 0))
     if spec.kind not in CONVOLUTIONAL:
@@ -86,7 +89,7 @@ def init_subsampling(key: Key, spec: SubsamplingSpec) -> Params:
 
 
 def _init_stage(key: Key, spec: SubsamplingSpec, first: bool) -> Params:
-    """One halving. A depthwise stage is ``depthwise`` and ``pointwise``, but the first has one input channel."""
+    """Initialise one stage; of ``dw_striding``, the first is a full convolution, as it has one input channel."""
     one, two = random.split(key, 2)
     channels, inputs = spec.channels, 1 if first else spec.channels
     if spec.kind == "vggnet":
@@ -100,7 +103,10 @@ def _init_stage(key: Key, spec: SubsamplingSpec, first: bool) -> Params:
 
 
 def subsample(params: Params, x: Tensor, lengths: Tensor, spec: SubsamplingSpec) -> tuple[Tensor, Tensor]:
-    """Features ``[B, F, M]`` and lengths in frames -> ``[B, T, D]`` and lengths in encoder frames."""
+    """Subsample features: ``[B, F, M]``, lengths ``[B]`` in frames -> ``[B, T, D]``, lengths ``[B]`` in encoder frames.
+
+    Raises ``ValueError`` if ``x`` has another shape.
+    """
     if x.ndim != 3 or x.shape[-1] != spec.features:
         raise ValueError(f"subsample: x is {list(x.shape)}, want [B, F, {spec.features}].")
     new_lengths = cast(Tensor, subsampled_length(lengths, spec, x.shape[1]))
@@ -116,15 +122,15 @@ def subsample(params: Params, x: Tensor, lengths: Tensor, spec: SubsamplingSpec)
     for stage in params["stages"]:
         x, lengths = _stage(stage, x, lengths, spec)
     x = _mask(x, lengths, spec)
-    # [B, C, T, M'] -> [B, T, C M']: channel-major, as the reference's weights want it.
+    # [B, C, T, M'] -> [B, T, C M']: channel-major, as in the reference's weights.
     return linear(params["out"], x.transpose(1, 2).flatten(2)), new_lengths
 
 
 def _mask(x: Tensor, lengths: Tensor, spec: SubsamplingSpec) -> Tensor:
-    """Zero what lies beyond the lengths, in time, of ``[B, C, T, M]``.
+    """Set padded frames of ``[B, C, T, M]`` to 0.
 
-    The reference masks before every layer; once before each layer that looks sideways is the same, as ReLU and 1x1
-    convolutions do not carry padding into valid frames.
+    The reference masks before every layer. Masking only before layers with a kernel larger than 1 is equivalent,
+    because ReLU and 1x1 convolutions do not mix frames.
     """
     if not spec.masked:
         return x
@@ -136,23 +142,23 @@ def _stage(stage: Params, x: Tensor, lengths: Tensor, spec: SubsamplingSpec) -> 
     if spec.kind == "vggnet":
         x = _mask(F.relu(conv(stage["conv1"], x, padding=1)), lengths, spec)
         x = _mask(F.relu(conv(stage["conv2"], x, padding=1)), lengths, spec)
-        # Pooling rounds the tensor up but the lengths down, as the reference does.
+        # Pooling rounds the width of the tensor up but the lengths down, as in the reference.
         x = F.max_pool2d(x, 2, ceil_mode=True)
     elif "conv" in stage:
         x = F.relu(_strided_conv(stage["conv"], x, spec, groups=1))
     else:
         x = _strided_conv(stage["depthwise"], x, spec, groups=spec.channels)
-        # A 1x1 convolution is an affine map over channels, which lie last in memory here.
+        # A 1x1 convolution is a linear layer over channels, which are the last axis in memory here.
         x = F.relu(linear(stage["pointwise"], x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
     return x, cast(Tensor, strided(lengths, *_geometry(spec)))
 
 
 def _strided_conv(params: Any, x: Tensor, spec: SubsamplingSpec, groups: int) -> Tensor:
-    """3x3, stride 2; channels last in memory, which is about twice as fast on CPU and what GPUs want."""
+    """3x3 convolution with stride 2 in channels-last memory format: about twice as fast on CPU, preferred on GPUs."""
     before, after = spec.padding
     padding = before
     if before != after:
         x, padding = F.pad(x, (before, after, before, after)), 0
-    # The same as contiguous(memory_format=channels_last), which vmap does not know.
+    # Equivalent to contiguous(memory_format=channels_last), which vmap does not support.
     x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
     return conv(params, x, stride=2, padding=padding, groups=groups)

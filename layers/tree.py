@@ -1,4 +1,4 @@
-"""Nested dicts and lists of tensors: map, flatten to dotted paths and back, compare with a readable error."""
+"""Nested dicts and lists of tensors: map, flatten to dotted paths, unflatten, compare with a readable error."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from .types import Tensor
 
 
 def device_of(tree: Any) -> torch.device:
-    """Where a tree's leaves are, by its first one; the CPU if it has none."""
+    """The device of a tree's first leaf; the CPU if the tree is empty."""
     return next((leaf.device for leaf in flatten(tree).values()), torch.device("cpu"))
 
 
 def tree_map(f: Callable[..., Any], tree: Any, *others: Any) -> Any:
-    """Apply ``f`` to the leaves of one or several trees of the same structure; a tree of the results."""
+    """Apply ``f`` to the corresponding leaves of one or more trees of one structure; returns the tree of results."""
     if isinstance(tree, Mapping):
         return {name: tree_map(f, child, *(other[name] for other in others)) for name, child in tree.items()}
     if isinstance(tree, (list, tuple)):
@@ -25,7 +25,7 @@ def tree_map(f: Callable[..., Any], tree: Any, *others: Any) -> Any:
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Leaves by dotted path: ``{"a": [{"w": x}]} -> {"a.0.w": x}``, in the tree's order. Empty branches vanish."""
+    """Leaves by dotted path, in order: ``{"a": [{"w": x}]} -> {"a.0.w": x}``. Empty branches are dropped."""
     if isinstance(tree, Mapping):
         items = [(str(name), child) for name, child in tree.items()]
     elif isinstance(tree, (list, tuple)):
@@ -39,7 +39,10 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of ``flatten``: names that are all numbers 0..n-1 make a list."""
+    """The inverse of ``flatten``; a branch whose names are the numbers 0..n-1 becomes a list.
+
+    Raises ``ValueError`` if one path is a prefix of another.
+    """
     root: dict[str, Any] = {}
     for path, leaf in leaves.items():
         *parents, last = path.split(".")
@@ -81,13 +84,13 @@ def check_same(what: str, given: Any, wanted: Any) -> None:
         raise ValueError(
             f"{what}: '{extra[0]}' is not wanted here ({len(extra)} such); is this tree of another config?"
         )
-    confused = first_confused(given, wanted)
-    if confused:
-        raise ValueError(f"{what}: {confused}")
+    mismatch = kind_mismatch(given, wanted)
+    if mismatch:
+        raise ValueError(f"{what}: {mismatch}")
 
 
-def first_confused(given: Any, wanted: Any, path: str = "") -> str | None:
-    """Where one of two trees with the same dotted paths has a list and the other a dict, in words; else None."""
+def kind_mismatch(given: Any, wanted: Any, path: str = "") -> str | None:
+    """For two trees with the same paths: where one has a list and the other a dict, as a message; None if nowhere."""
     if not isinstance(wanted, Mapping | list | tuple):
         return None
     if isinstance(given, Mapping) != isinstance(wanted, Mapping):
@@ -95,7 +98,7 @@ def first_confused(given: Any, wanted: Any, path: str = "") -> str | None:
         return f"'{path}' is a {have}, it should be a {want}"
     for name, child in wanted.items() if isinstance(wanted, Mapping) else enumerate(wanted):
         if flatten(child):  # an empty branch has no path
-            found = first_confused(given[name], child, f"{path}.{name}" if path else str(name))
+            found = kind_mismatch(given[name], child, f"{path}.{name}" if path else str(name))
             if found:
                 return found
     return None
@@ -106,12 +109,12 @@ def _describe(leaf: Any) -> str:
 
 
 def count(tree: Any) -> int:
-    """Elements in all tensors of a tree."""
+    """Number of elements in all tensors of a tree."""
     return sum(leaf.numel() for leaf in flatten(tree).values())
 
 
 def fill(tree: Any, leaves: Mapping[str, Any], prefix: str = "") -> Any:
-    """The tree's structure, empty branches too, with the leaves of the same dotted paths in place of its own."""
+    """A tree of the same structure, empty branches included, with the leaves replaced by those of ``leaves``."""
     at = f"{prefix}." if prefix else ""
     if isinstance(tree, Mapping):
         return {name: fill(child, leaves, f"{at}{name}") for name, child in tree.items()}

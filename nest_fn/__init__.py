@@ -70,9 +70,10 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, imported when first asked for: the command line's help need not wait for torch.
+    """Import a public name on first use, so that the command line can print its help without loading torch.
 
-    Those of ``train`` are the only import that points up.
+    The names of ``train`` are the only import against the order train -> nest_fn -> layers. Raises ``AttributeError``
+    for other names.
     """
     if name == "nemo":
         return import_module(".interop.nemo", __name__)
@@ -82,5 +83,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Everything that can be asked for, imported yet or not."""
+    """All public names, whether imported already or not."""
     return sorted({*globals(), *__all__})

@@ -1,5 +1,7 @@
-"""What the public functions ask of their arguments, told before anything is computed. All checks are on Python values,
-so that they cost a compiled graph nothing."""
+"""Checks of the arguments of public functions, before anything is computed.
+
+They read Python values only (types, shapes, dtypes), so that they are free in a compiled graph.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from nest_fn.layers.types import Tensor
 from .config import Config
 from .config.model import PreprocessorConfig
 
-_OURS = {"params": "decoder", "state": "quantizer"}  # what the one tree has and the other never
+_ENTRY = {"params": "decoder", "state": "quantizer"}  # an entry that each tree always has and the other never has
 
 
 def check_config(what: str, cfg: Any) -> None:
@@ -23,7 +25,7 @@ def check_config(what: str, cfg: Any) -> None:
 
 
 def check_preprocessor(what: str, cfg: Any) -> None:
-    """Raise ``TypeError`` unless ``cfg`` is the section of a ``Config``."""
+    """Raise ``TypeError`` unless ``cfg`` is a ``PreprocessorConfig``."""
     if not isinstance(cfg, PreprocessorConfig):
         raise TypeError(f"{what}: cfg is {_kind(cfg)}; pass the section preprocessor of a Config, cfg.preprocessor.")
 
@@ -36,9 +38,9 @@ def check_tensor(what: str, value: Any) -> None:
 
 
 def check_trees(what: str, cfg: Any, params: Any = None, state: Any = None, *paths: str) -> None:
-    """Raise ``TypeError`` or ``ValueError`` unless ``cfg`` is a ``Config`` and the trees given hold ``paths``.
+    """Raise ``TypeError`` or ``ValueError`` unless ``cfg`` is a ``Config`` and the trees contain all ``paths``.
 
-    A path begins with the tree's name: ``params.encoder.layers``.
+    A path starts with the tree's name: ``params.encoder.layers``.
     """
     check_config(what, cfg)
     trees = {"params": params, "state": state}
@@ -57,8 +59,8 @@ def _check_tree(what: str, name: str, tree: Any) -> None:
     if not isinstance(tree, Mapping):
         raise TypeError(f"{what}: {name} is {_kind(tree)}; pass the nested dict that init or load made.")
     other = "state" if name == "params" else "params"
-    if _OURS[other] in tree and _OURS[name] not in tree:
-        raise ValueError(f"{what}: {name} holds {_OURS[other]}, as {other} does; pass params first and state second.")
+    if _ENTRY[other] in tree and _ENTRY[name] not in tree:
+        raise ValueError(f"{what}: {name} holds {_ENTRY[other]}, as {other} does; pass params first and state second.")
 
 
 def _kind(value: Any) -> str:

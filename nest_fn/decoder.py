@@ -1,4 +1,4 @@
-"""The head that predicts tokens: one linear map for all classes of all books (reference 5)."""
+"""The decoder: one linear layer that predicts the token of every codebook (reference 5)."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from .layers.types import Key, Tensor
 INIT_MODES: dict[str, Callable[[Key, Sequence[int]], Tensor]] = {
     "xavier_uniform": initializers.xavier_uniform,
     "xavier_normal": initializers.xavier_normal,
-    # He et al. 2015, for ReLU, on the fan in.
+    # He et al. 2015: gain of ReLU, fan-in mode.
     "kaiming_uniform": lambda key, shape: initializers.uniform(key, shape, math.sqrt(6.0 / shape[1])),
     "kaiming_normal": lambda key, shape: initializers.normal(key, shape, math.sqrt(2.0 / shape[1])),
 }
 
 
 def init_decoder(key: Key, cfg: DecoderConfig) -> LinearParams:
-    """``weight [C * K, D]`` by ``cfg.init_mode``, ``bias [C * K]`` as torch.nn.Linear's.
+    """Initialise ``weight [C * K, D]`` by ``cfg.init_mode`` and ``bias [C * K]`` as torch.nn.Linear does.
 
-    Output ``c * K + k`` is the score of class c in book k.
+    Output ``c * K + k`` is the logit of class c of codebook k. Raises ``ValueError`` for an unknown ``init_mode``.
     """
     if cfg.init_mode not in INIT_MODES:
         raise ValueError(f"decoder: unknown init_mode {cfg.init_mode!r}; choose one of {', '.join(INIT_MODES)}.")
@@ -39,7 +39,7 @@ def init_decoder(key: Key, cfg: DecoderConfig) -> LinearParams:
 
 
 def logits(params: LinearParams, encoded: Tensor, cfg: DecoderConfig) -> Tensor:
-    """Unnormalised scores: ``[..., D] -> [..., C, K]``. Raises ``ValueError`` if the widths do not fit."""
+    """Logits: ``[..., D] -> [..., C, K]``. Raises ``ValueError`` if the weight does not fit ``D``, C and K."""
     books = required(cfg.num_decoders, "decoder.num_decoders")
     classes = required(cfg.num_classes, "decoder.num_classes")
     if params["weight"].shape[0] != classes * books:
@@ -52,7 +52,10 @@ def logits(params: LinearParams, encoded: Tensor, cfg: DecoderConfig) -> Tensor:
 
 
 def log_probs(params: LinearParams, encoded: Tensor, cfg: DecoderConfig) -> Tensor:
-    """Log-probabilities in float32 or float64: ``[B, T, D] -> [B, T, C, K]``, ``[B, T, C]`` if one book is squeezed."""
+    """Log-probabilities in nats: ``[B, T, D] -> [B, T, C, K]``, float32, or float64 if the logits are.
+
+    ``[B, T, C]`` for a single codebook under ``squeeze_single``.
+    """
     scores = logits(params, encoded, cfg)
     scores = scores[..., 0] if cfg.squeeze_single and cfg.num_decoders == 1 else scores
     return torch.log_softmax(scores, dim=2, dtype=scores.dtype if scores.dtype == torch.float64 else torch.float32)

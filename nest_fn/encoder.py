@@ -25,7 +25,7 @@ LOCAL = "rel_pos_local_attn"
 
 
 class Encoded(NamedTuple):
-    """What the blocks make: ``frames [B, T, D']``, lengths in encoder frames, new state, and chosen block outputs."""
+    """Output of the encoder: ``frames [B, T, D']``, lengths in encoder frames, new state, outputs of chosen blocks."""
 
     frames: Tensor
     lengths: Tensor
@@ -34,7 +34,7 @@ class Encoded(NamedTuple):
 
 
 def subsampling_spec(cfg: EncoderConfig) -> SubsamplingSpec:
-    """The subsampling that the settings describe."""
+    """Hyperparameters of the subsampling module, from the encoder's settings."""
     kind = cfg.subsampling if cfg.subsampling and cfg.subsampling_factor > 1 else None
     return SubsamplingSpec(
         kind=kind,
@@ -48,12 +48,12 @@ def subsampling_spec(cfg: EncoderConfig) -> SubsamplingSpec:
 
 
 def reduction_spec(cfg: EncoderConfig) -> SubsamplingSpec:
-    """The extra ``striding`` subsampling of encoder frames, over which features are the frequencies."""
+    """Hyperparameters of the second subsampling (``reduction="striding"``), whose frequency axis is the features."""
     return SubsamplingSpec("striding", cfg.reduction_factor, cfg.d_model, cfg.d_model, cfg.d_model)
 
 
 def conformer_spec(cfg: EncoderConfig) -> ConformerSpec:
-    """The block that the settings describe."""
+    """Hyperparameters of a Conformer block, from the encoder's settings."""
     return ConformerSpec(
         width=cfg.d_model,
         heads=cfg.n_heads,
@@ -85,7 +85,10 @@ def _conv_context(cfg: EncoderConfig) -> tuple[int, int]:
 
 
 def init_encoder(key: Key, cfg: EncoderConfig) -> tuple[Params, State]:
-    """Initial parameters and state: ``subsampling``, ``layers``, and what the settings ask for beside them."""
+    """Initialise the encoder's parameters and state as the reference does (reference 4.8).
+
+    Parameters: ``subsampling``, ``layers`` and, if the settings use them, ``biases``, ``reduction`` and ``out``.
+    """
     spec = conformer_spec(cfg)
     sub_key, reduction_key, out_key, *layer_keys = random.split(key, 3 + cfg.n_layers)
     layers = [init_conformer_layer(layer_key, spec) for layer_key in layer_keys]
@@ -106,10 +109,13 @@ def encode(
     params: Params, state: State, features: Tensor, lengths: Tensor, cfg: EncoderConfig, *,
     key: Key | None = None, train: bool = False, rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, State]:  # fmt: skip
-    """Features ``[B, M, F]`` with lengths in frames -> encoded ``[B, D, T]``, lengths in encoder frames, new state.
+    """Encode features: ``[B, M, F]``, lengths in frames -> ``[B, D, T]``, lengths in encoder frames, new state.
 
-    Frames beyond a length hold values, not zeros (Q23). ``rows`` int64 ``[B]`` names each row for its dropout
-    draws (default 0..B-1), so that a batch cut into parts, on several ranks say, draws the same.
+    Padded frames of the output are not zeroed (Q23). ``rows`` int64 ``[B]`` identify the rows for their dropout draws
+    (default 0..B-1), so that a batch split over micro-batches or ranks draws the same numbers.
+
+    Raises ``TypeError`` or ``ValueError`` for features, lengths and rows of another shape or dtype, and for a missing
+    ``key``.
     """
     if features.ndim != 3 or features.shape[1] != cfg.feat_in:
         raise ValueError(f"encode: features are {list(features.shape)}, want [B, {cfg.feat_in}, F].")
@@ -122,9 +128,9 @@ def encode(
 
 
 def subsample_features(params: Params, features: Tensor, lengths: Tensor, cfg: EncoderConfig) -> tuple[Tensor, Tensor]:
-    """The front of the encoder alone: ``[B, M, F] -> [B, T, D]``, with lengths in frames -> in encoder frames.
+    """Apply only the subsampling: ``[B, M, F]``, lengths in frames -> ``[B, T, D]``, lengths in encoder frames.
 
-    Lengths above ``F`` count as ``F``.
+    Lengths are clamped to ``F``.
     """
     weight = params["subsampling"]["out"]["weight"]
     lengths = lengths.to(torch.int64).clamp(min=0, max=features.shape[2])
@@ -137,11 +143,12 @@ def encode_frames(
     key: Key | None = None, train: bool = False, rows: Tensor | None = None, layers: Sequence[int] = (),
     gather: Gather | None = None, parts: EncoderParts | None = None,
 ) -> Encoded:  # fmt: skip
-    """Everything behind the subsampling: ``[B, T, D]`` -> ``Encoded``, with the outputs of the blocks in ``layers``.
+    """Apply all that follows the subsampling: ``[B, T, D]`` -> ``Encoded``, with the outputs of the blocks ``layers``.
 
-    ``gather`` makes batch statistics those of all processes that share the batch.
+    ``gather`` all-gathers batch statistics over the processes that share the batch. Raises ``ValueError`` for a
+    missing ``key``.
     """
-    if train and key is None and _has_chance(cfg):
+    if train and key is None and _is_stochastic(cfg):
         raise ValueError("encode: train=True with dropout or other chance needs key=; pass one, or train=False.")
     if key is not None:
         random.check_one_key(key, "encode: key")
@@ -176,13 +183,13 @@ def encode_frames(
     return Encoded(x, lengths, {"layers": states}, tuple(outputs))
 
 
-def _has_chance(cfg: EncoderConfig) -> bool:
+def _is_stochastic(cfg: EncoderConfig) -> bool:
     rates = (cfg.dropout, cfg.dropout_pre_encoder, cfg.dropout_emb, cfg.dropout_att, cfg.stochastic_depth_drop_prob)
     return any(rate > 0.0 for rate in rates) or len(cfg.att_context_size) > 1
 
 
 class EncoderKeys(NamedTuple):
-    """The draws of one forward pass by name; rows draw alone in ``before`` and ``layers``, together in the rest."""
+    """Keys of one forward pass, by use: one per row in ``before`` and ``layers``, one per batch in the others."""
 
     before: Key  # [B, 2]
     positions: Key
@@ -200,9 +207,10 @@ def _keys(key: Key, rows: Tensor, n_layers: int) -> EncoderKeys:
 def embed_input(
     biases: AttentionParams, x: Tensor, lengths: Tensor, cfg: EncoderConfig, key: Key | None, rows: Tensor | None
 ) -> tuple[Tensor, BlockContext, EncoderKeys | None]:
-    """What comes before the blocks: scaling, absolute positions where asked for, dropout, masks; and the blocks' keys.
+    """Prepare the input of the blocks: scaling, absolute positions if used, dropout, masks, and the blocks' keys.
 
-    ``x [B, T, D]``; ``biases`` are those that all layers share, or empty; nothing is drawn if ``key`` is None.
+    ``x [B, T, D] -> [B, T, D]``. ``biases`` are u and v if all layers share them, else empty. Nothing is drawn if
+    ``key`` is None (reference 4.2).
     """
     rows = torch.arange(x.shape[0], device=x.device) if rows is None else rows
     keys = None if key is None else _keys(key, rows, cfg.n_layers)
@@ -228,7 +236,7 @@ def _block_context(
         if keys is not None:
             positions = dropout(positions, cfg.dropout_emb, key=keys.positions, train=True)
     if cfg.self_attention_model == LOCAL:
-        context = None  # the window says it all
+        context = None  # the window alone limits the context
     else:
         before, after = _context(cfg, keys, x.device)
         context = context_mask(frames, before, after, cfg.att_context_style, x.device)
@@ -238,19 +246,19 @@ def _block_context(
 def _context(
     cfg: EncoderConfig, keys: EncoderKeys | None, device: torch.device
 ) -> tuple[int, int] | tuple[Tensor, Tensor]:
-    """(left, right): the first choice, or in training one drawn by ``att_context_probs``."""
+    """(left, right) in encoder frames: the first choice, or in training one drawn with ``att_context_probs``."""
     choices = cfg.att_context_size
     if keys is None or len(choices) == 1:
         return choices[0]
-    shares = torch.tensor(cfg.att_context_probs or [1.0 / len(choices)] * len(choices), device=device)
-    drawn = (random.uniform(keys.context, ()) >= shares.cumsum(0)[:-1]).sum()
-    # By index_select: a tensor as an index would be read on the host.
+    probabilities = torch.tensor(cfg.att_context_probs or [1.0 / len(choices)] * len(choices), device=device)
+    drawn = (random.uniform(keys.context, ()) >= probabilities.cumsum(0)[:-1]).sum()
+    # index_select, because indexing with a tensor would synchronise with the device.
     left, right = torch.tensor(choices, device=device).index_select(0, drawn[None])[0].unbind(0)
     return left, right
 
 
 def _reduce(params: Params, x: Tensor, lengths: Tensor, cfg: EncoderConfig) -> tuple[Tensor, Tensor]:
-    """Fewer frames, by another ``striding`` subsampling or by max pooling."""
+    """Subsample encoder frames once more, by strided convolutions or by max pooling: ``[B, T, D] -> [B, T', D]``."""
     if cfg.reduction == "striding":
         return subsample(params["reduction"], x, lengths, reduction_spec(cfg))
     factor = cfg.reduction_factor
@@ -261,7 +269,7 @@ def _reduce(params: Params, x: Tensor, lengths: Tensor, cfg: EncoderConfig) -> t
 
 
 class EncoderParts(NamedTuple):
-    """The two functions behind the subsampling, as they are or compiled; the block is one for all layers."""
+    """The two functions that follow the subsampling, eager or compiled; ``block`` is the same for all layers."""
 
     embed_input: Callable[..., tuple[Tensor, BlockContext, EncoderKeys | None]]
     block: Callable[..., tuple[Tensor, Any]]

@@ -1,11 +1,11 @@
-"""Optional packages: imported where they are needed; if they cannot be, one line that names the extra to install."""
+"""Optional packages, imported where they are needed; an error of one line names the extra to install."""
 
 from __future__ import annotations
 
 import importlib
 from typing import Any
 
-EXTRAS: dict[str, dict[str, tuple[str, ...]]] = {  # extra of pyproject.toml: package: some names that are used of it
+EXTRAS: dict[str, dict[str, tuple[str, ...]]] = {  # extra of pyproject.toml: package: names that must exist in it
     "audio": {"soundfile": ("SoundFile", "SoundFileError")},
     "log": {"tensorboard": ("__version__",)},
     "export": {"safetensors": ("safe_open",), "onnx": ("ModelProto",), "onnxscript": ("ir",)},
@@ -13,7 +13,7 @@ EXTRAS: dict[str, dict[str, tuple[str, ...]]] = {  # extra of pyproject.toml: pa
 
 
 def load_extra(package: str) -> Any:
-    """The package. Raises ``ImportError`` of one line if it is missing, broken, or of a version without the names."""
+    """Import and return a package. Raises ``ImportError``, one line, if it is missing, broken or lacks the names."""
     extra = next(name for name, packages in EXTRAS.items() if package in packages)
     install = f"pip install 'nest-fn[{extra}]'"
     try:
@@ -33,7 +33,7 @@ def load_extra(package: str) -> Any:
 
 
 def has_extra(package: str) -> bool:
-    """Whether ``load_extra`` gives the package."""
+    """Whether ``load_extra`` can import the package."""
     try:
         load_extra(package)
     except ImportError:

@@ -1,7 +1,7 @@
 """Waveform to normalised log-mel, on the device: pre-emphasis, STFT, mel filters, logarithm, normalisation.
 
-Everything is differentiable with respect to the audio, runs in float32 or float64 (never in a lower precision, also
-under autocast), and never waits for the device. Reference 1; its quirks are Q1 to Q8.
+Everything is differentiable with respect to the audio, runs in float32 or float64 (also under autocast), and never
+synchronises with the device. See reference 1; its quirks are Q1 to Q8.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .mel import WINDOWS, Tables, make_tables
 NORMALIZE = ("per_feature", "all_features", "fixed", None)
 STD_EPSILON = 1e-5  # added to a standard deviation, in log-mel units
 
-# torchaudio's own function cannot be traced (it asks torch.jit questions), so it enters a compiled graph whole.
+# torchaudio's function cannot be traced (it queries torch.jit), so it is one opaque node of a compiled graph.
 _spectrogram = torch.compiler.allow_in_graph(audio_functional.spectrogram)
 
 
@@ -32,14 +32,14 @@ def log_mel(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Normalised log-mel: ``audio [B, N], audio_len [B] (samples) -> features [B, M, F], lengths [B] (frames)``.
 
-    ``audio`` is float in [-1, 1] or int16 (scaled by 2^-15); float64 stays float64, everything else becomes float32.
-    Lengths above ``N`` count as ``N``. Frames at or after a row's length hold ``cfg.pad_value``; ``F`` is a multiple of
-    ``cfg.pad_to``. ``train=True`` adds dither and narrow-band augmentation from ``key``, int64 ``[2]`` or ``[B, 2]``.
-    ``tables`` are ``make_tables(cfg, audio.device)``, for callers that make them once.
+    ``audio`` is float in [-1, 1] or int16 (scaled by 2^-15); float64 is kept, all other dtypes become float32.
+    Lengths are clamped to ``N``. Padded frames are set to ``cfg.pad_value``; ``F`` is a multiple of ``cfg.pad_to``.
+    ``train=True`` adds dither and narrow-band augmentation drawn from ``key``, int64 ``[2]`` or ``[B, 2]``.
+    ``tables`` are ``make_tables(cfg, audio.device)``, for callers that compute them once.
 
-    As in the reference, samples beyond ``audio_len`` are set to 0 together with pre-emphasis: with ``preemph=None``
-    (or ``compat="legacy"``) they leak into the last frames unless they are 0 already. ``compat="legacy"`` also
-    gives NaN for an utterance of a single frame (reference 0).
+    As in the reference, only pre-emphasis sets the samples beyond ``audio_len`` to 0: with ``preemph=None`` or
+    ``compat="legacy"`` nonzero samples there affect the last frames. ``compat="legacy"`` also gives NaN for an
+    utterance of one frame (reference 0, 1.3).
 
     Raises ``ValueError`` or ``TypeError`` for wrong shapes, dtypes and settings, and for a missing ``key``.
     """
@@ -66,9 +66,9 @@ def frames(audio_len: int, cfg: PreprocessorConfig) -> int: ...
 @overload
 def frames(audio_len: Tensor, cfg: PreprocessorConfig) -> Tensor: ...
 def frames(audio_len: int | Tensor, cfg: PreprocessorConfig) -> int | Tensor:
-    """Valid frames for ``audio_len`` samples (a number or int64 ``[...]``); 0 for an empty row (reference 1.3)."""
+    """Number of valid frames for ``audio_len`` samples, an int or int64 ``[...]``; 0 for 0 samples (reference 1.3)."""
     side = (cfg.fft_length - cfg.hop_length) // 2 if cfg.exact_pad else cfg.fft_length // 2
-    # The centred transform has one frame more; the reference drops it (and, under exact_pad, a real one: Q8).
+    # The centred STFT gives one frame more, which the reference drops; under exact_pad it drops a valid one (Q8).
     extra = 1 if cfg.compat == "legacy" else 0
     count = (audio_len + (2 * side - cfg.fft_length)) // cfg.hop_length + extra
     if isinstance(count, Tensor):
@@ -77,10 +77,10 @@ def frames(audio_len: int | Tensor, cfg: PreprocessorConfig) -> int | Tensor:
 
 
 def normalize(features: Tensor, lengths: Tensor, cfg: PreprocessorConfig, tables: Tables) -> Tensor:
-    """Mean 0 and deviation 1 over each row's valid frames: ``[B, M, F], [B] -> [B, M, F]`` (reference 1.4)."""
+    """Normalise rows to mean 0, deviation 1 over valid frames: ``[B, M, F], [B] -> [B, M, F]`` (reference 1.4)."""
     if cfg.normalize is None:
         return features
-    if tables.mean is not None and tables.deviation is not None:  # Q5: one pair a mel bin, for every batch size
+    if tables.mean is not None and tables.deviation is not None:  # Q5: one pair for each mel bin, for any batch size
         return (features - tables.mean.to(features.dtype)) / tables.deviation.to(features.dtype)
     axes = (2,) if cfg.normalize == "per_feature" else (1, 2)
     valid = valid_mask(lengths, features.shape[2])[:, None, :]
@@ -90,11 +90,11 @@ def normalize(features: Tensor, lengths: Tensor, cfg: PreprocessorConfig, tables
     # Q4: a single frame has deviation 0 and becomes 0; legacy divides 0 by 0.
     freedom = number - 1.0 if cfg.compat == "legacy" else (number - 1.0).clamp(min=1.0)
     variance = torch.where(valid, centred, 0.0).square().sum(axes, keepdim=True) / freedom
-    return centred / (_root(variance) + STD_EPSILON)
+    return centred / (_safe_sqrt(variance) + STD_EPSILON)
 
 
-def _root(x: Tensor) -> Tensor:
-    """Square root with gradient 0, not infinite, at 0."""
+def _safe_sqrt(x: Tensor) -> Tensor:
+    """Square root whose gradient at 0 is 0 instead of infinity."""
     zero = x == 0
     return torch.where(zero, 0.0, torch.where(zero, 1.0, x).sqrt())
 
@@ -112,7 +112,7 @@ def _as_float(audio: Tensor) -> Tensor:
 def _augmentation_keys(
     cfg: PreprocessorConfig, key: Key | None, train: bool, rows: int
 ) -> tuple[Key | None, Key | None]:
-    """Keys ``[B, 2]`` for dither and for narrow-band augmentation; None for what is off."""
+    """Keys ``[B, 2]`` for dither and for narrow-band augmentation; None if the augmentation is off."""
     dither, narrow = cfg.dither > 0, cfg.nb_augmentation_prob > 0 and cfg.nb_max_freq < cfg.sample_rate / 2
     if not train or not (dither or narrow):
         return None, None
@@ -128,7 +128,7 @@ def _augmentation_keys(
 
 
 def _exact_padding(x: Tensor, cfg: PreprocessorConfig) -> Tensor:
-    """``exact_pad``: silence around the signal before everything else, so that later steps count it too (Q8)."""
+    """Under ``exact_pad``, pad the signal with zeros first, so that all later steps treat them as samples (Q8)."""
     if not cfg.exact_pad:
         return x
     side = (cfg.fft_length - cfg.hop_length) // 2
@@ -147,12 +147,12 @@ def _padding_mode(x: Tensor, side: int, cfg: PreprocessorConfig) -> str:
 
 
 def _dither(x: Tensor, cfg: PreprocessorConfig, key: Key | None) -> Tensor:
-    """White noise over the whole width, padding included; a new tensor (Q3)."""
+    """Add white noise to all samples, padding included; the input is not modified (Q3)."""
     return x if key is None else x + cfg.dither * random.normal(key, x.shape, x.dtype)
 
 
 def _pre_emphasis(x: Tensor, lengths: Tensor, cfg: PreprocessorConfig) -> Tensor:
-    """``y[i] = x[i] - preemph x[i-1]``, then 0 from the length on (under exact_pad in padded coordinates: Q8)."""
+    """``y[i] = x[i] - preemph x[i-1]``, and 0 beyond the length (under exact_pad, of the padded signal: Q8)."""
     if cfg.preemph is None:
         return x
     y = x - cfg.preemph * F.pad(x[:, :-1], (1, 0))
@@ -160,7 +160,7 @@ def _pre_emphasis(x: Tensor, lengths: Tensor, cfg: PreprocessorConfig) -> Tensor
 
 
 def _power_spectrum(x: Tensor, window: Tensor, cfg: PreprocessorConfig) -> Tensor:
-    """``[B, N] -> [B, bins, F]``: the STFT's magnitude to the power ``mag_power``."""
+    """STFT magnitude to the power ``mag_power``: ``[B, N] -> [B, fft_length // 2 + 1, F]``."""
     if not cfg.exact_pad:
         side = cfg.fft_length // 2
         x = F.pad(x, (side, side), mode=_padding_mode(x, side, cfg))
@@ -169,16 +169,16 @@ def _power_spectrum(x: Tensor, window: Tensor, cfg: PreprocessorConfig) -> Tenso
             f"log_mel: {x.shape[1]} padded samples do not fill one transform of {cfg.fft_length}; pad audio."
         )
     spectrum: Tensor = _spectrogram(x, 0, window, cfg.fft_length, cfg.hop_length, cfg.window_length, None, False, False)
-    # Squares of the parts, not abs().pow(): faster, and its gradient exists where the signal is silent.
+    # Sum of squares instead of abs().pow(): faster, and differentiable where the spectrum is 0.
     power = spectrum.real.square() + spectrum.imag.square()
     if cfg.mag_power == 2.0:
         return power
-    magnitude = _root(power)
+    magnitude = _safe_sqrt(power)
     return magnitude if cfg.mag_power == 1.0 else magnitude.pow(cfg.mag_power)
 
 
 def _narrow_band(power: Tensor, cfg: PreprocessorConfig, key: Key | None) -> Tensor:
-    """Some rows lose everything from ``nb_max_freq`` up."""
+    """Set all bins from ``nb_max_freq`` Hz on to 0 in randomly chosen rows."""
     if key is None:
         return power
     chosen = random.bernoulli(key, cfg.nb_augmentation_prob, (power.shape[0],))
@@ -197,7 +197,7 @@ def _log(mel: Tensor, cfg: PreprocessorConfig) -> Tensor:
 
 
 def _pad(features: Tensor, lengths: Tensor, cfg: PreprocessorConfig) -> Tensor:
-    """``pad_value`` from the length on, and on the right up to a multiple of ``pad_to`` frames."""
+    """Set padded frames to ``pad_value`` and pad the width to a multiple of ``pad_to`` frames."""
     width = features.shape[2]
     features = torch.where(valid_mask(lengths, width)[:, None, :], features, cfg.pad_value)
     missing = -width % cfg.pad_to if cfg.pad_to > 0 else 0

@@ -1,4 +1,4 @@
-"""Looking into a trained model: what its blocks make of audio."""
+"""Hidden states of a trained encoder: the outputs of its blocks for audio (reference 8)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .frontend import log_mel
 def features(
     params: Params, state: State, audio: Tensor, lengths: Tensor, cfg: Config, layers: Sequence[int] | None = None
 ) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Outputs of the blocks in ``layers``, each ``[B, T, D]``, and lengths in encoder frames ``[B]``.
+    """Outputs of the blocks ``layers``, each ``[B, T, D]``, and lengths ``[B]`` in encoder frames.
 
-    ``audio [B, N]``, ``lengths`` in samples. Layers count from 0, or from the end if negative; None means all. Always
-    in evaluation mode: no dropout, running statistics, so that a row does not depend on its batch. Frames beyond a
-    length hold values, not zeros.
+    ``audio`` is ``[B, N]``, ``lengths`` ``[B]`` in samples. Layers are numbered from 0, negative ones from the end;
+    None means all. The encoder runs in evaluation mode (no dropout, running statistics), so that a row does not depend
+    on its batch. Padded frames are not zeroed (Q23). Raises ``TypeError`` or ``ValueError`` for wrong arguments.
     """
     check_trees("features", cfg, params, state, "params.encoder.subsampling", "state.encoder.layers")
     chosen = layer_numbers(cfg.encoder.n_layers, layers)
@@ -32,7 +32,7 @@ def features(
 
 
 def layer_numbers(n_layers: int, layers: Sequence[int] | None) -> list[int]:
-    """Layers as numbers from 0. Raises ``ValueError`` for one that is not there, ``TypeError`` for what is none."""
+    """Layers numbered from 0. Raises ``ValueError`` for a layer that does not exist, ``TypeError`` if not an int."""
     if layers is None:
         return list(range(n_layers))
     for layer in layers:

@@ -1,7 +1,7 @@
-"""Cross-entropy of the masked tokens (reference 5), in two forms that give the same number.
+"""Cross-entropy of the masked tokens (reference 5), in two equivalent forms.
 
-``masked_cross_entropy`` takes all log-probabilities, as the reference does. ``masked_token_loss`` gathers the masked
-tokens first and runs the decoder on these only, about a third of the work.
+``masked_cross_entropy`` takes the log-probabilities of all tokens, as the reference does. ``masked_token_loss`` first
+gathers the masked tokens and runs the decoder only on them, which is about a third of the work.
 """
 
 from __future__ import annotations
@@ -20,22 +20,23 @@ from .layers.lengths import valid_mask
 from .layers.linear import LinearParams
 from .layers.types import Tensor
 
-_MIN_CAPACITY = 512  # masked tokens that a compiled graph holds, however small the batch
+_MIN_CAPACITY = 512  # least capacity of a compiled graph, in tokens
 
 
 class MaskedLoss(NamedTuple):
-    """Sums over masked tokens and books, so that parts of a batch add up; ``loss_sum / max(count, 1)`` is the mean."""
+    """Sums over masked tokens and codebooks, additive over parts of a batch; mean: ``loss_sum / max(count, 1)``."""
 
     loss_sum: Tensor  # nats
-    count: Tensor  # type: ignore[assignment]  # int64, masked tokens x books that are in the sum
-    correct: Tensor  # int64, of these, where the likeliest class is the target
-    overflow: Tensor  # int64, masked tokens x books beyond a compiled graph's capacity
+    count: Tensor  # type: ignore[assignment]  # int64, masked tokens x codebooks in the sum
+    correct: Tensor  # int64, those of them whose most probable class is the target
+    overflow: Tensor  # int64, masked tokens x codebooks left out beyond the capacity
 
 
 def token_mask(mask: Tensor, cfg: LossConfig) -> Tensor:
-    """Tokens that count: ``[B, F] -> bool [B, T]``, True where more than ``mask_threshold`` of the frames is masked.
+    """Tokens that enter the loss: ``[B, F] -> bool [B, T]`` (reference 5).
 
-    Raises ``ValueError`` if ``F`` is no multiple of ``combine_time_steps``.
+    A token enters if more than the fraction ``mask_threshold`` of its frames is masked. Raises ``ValueError`` if
+    ``mask`` has another shape, or if ``F`` is not a multiple of ``combine_time_steps``.
     """
     combine = required(cfg.combine_time_steps, "loss.combine_time_steps")
     if mask.ndim != 2:
@@ -44,8 +45,8 @@ def token_mask(mask: Tensor, cfg: LossConfig) -> Tensor:
         raise ValueError(
             f"token_mask: {mask.shape[1]} frames are no multiple of combine_time_steps {combine}; pad or crop them."
         )
-    share = mask.reshape(mask.shape[0], mask.shape[1] // combine, combine).to(torch.float32).mean(-1)
-    return share > cfg.mask_threshold
+    fraction = mask.reshape(mask.shape[0], mask.shape[1] // combine, combine).to(torch.float32).mean(-1)
+    return fraction > cfg.mask_threshold
 
 
 class TokenScores(NamedTuple):
@@ -77,11 +78,11 @@ def score_tokens(
 
 
 def masked_cross_entropy(log_probs: Tensor, tokens: Tensor, token_mask: Tensor) -> Tensor:
-    """Mean negative log-probability over masked tokens and books, a scalar.
+    """Mean negative log-probability in nats over masked tokens and codebooks, a scalar (reference 5).
 
-    ``log_probs [B, T, C, K]`` with ``tokens [B, T, K]``, or ``[B, T, C]`` with ``[B, T]``; ``token_mask`` bool
+    ``log_probs [B, T, C, K]`` with ``tokens [B, T, K]``, or ``[B, T, C]`` with ``[B, T]``; ``token_mask`` is bool
     ``[B, T]``. 0 with zero gradients if nothing is masked (Q14: the reference gives NaN). Raises ``ValueError`` if the
-    targets are not as long as the log-probabilities (Q45: the reference pads them with class 0, or crops them).
+    shapes do not match (Q45: the reference pads shorter targets with class 0 and crops longer ones).
     """
     scores, targets = _by_book("masked_cross_entropy", log_probs, tokens)
     _check_mask("masked_cross_entropy", token_mask, scores)
@@ -111,11 +112,12 @@ def masked_token_loss(
 ) -> MaskedLoss:
     """Decoder and cross-entropy on the masked tokens only: ``encoded [B, T, D], tokens [B, T, K], token_mask [B, T]``.
 
-    Loss in float32 (float64 if ``encoded`` is). Eager on a CPU, exactly the masked tokens are taken. Elsewhere shapes
-    must be known (in a compiled graph, under ``torch.func`` transforms), or cost a wait for the device: a
-    fraction ``capacity`` of the batch's tokens (512 at least) is held, and masked tokens beyond it are left out and
-    counted in ``overflow``.
-    An empty mask gives 0 with zero gradients (Q14). Raises ``ValueError`` if the lengths differ (Q45).
+    The loss is in nats, in float32 (float64 if ``encoded`` is). In eager mode on a CPU, exactly the masked tokens are
+    gathered. A compiled graph and ``torch.func`` transforms need static shapes, and on other devices a data-dependent
+    shape would synchronise with the device: there, a buffer holds the fraction ``capacity`` of the batch's tokens (at
+    least 512), and masked tokens beyond it are left out and counted in ``overflow``.
+
+    An empty mask gives 0 with zero gradients (Q14). Raises ``ValueError`` if the shapes do not match (Q45).
     """
     targets = tokens[..., None] if tokens.ndim == 2 else tokens
     books = required(cfg.num_decoders, "decoder.num_decoders")
@@ -126,8 +128,8 @@ def masked_token_loss(
         )
     _check_mask("masked_token_loss", token_mask, encoded)
     mask = token_mask.flatten()
-    index, filled = _exact(mask) if _shapes_may_depend_on(mask) else _pad_to_capacity(mask, capacity)
-    # Empty places hold zeros, so that a NaN in padding cannot enter a gradient through them.
+    index, filled = _true_indices(mask) if _shapes_may_depend_on(mask) else _pad_to_capacity(mask, capacity)
+    # Unused slots of the buffer hold zeros, so that a NaN in padding cannot reach the gradient.
     chosen = torch.where(filled[:, None], encoded.flatten(0, 1)[index], 0.0)
     scores = logits(params, chosen, cfg)  # [n, C, K]
     scores = scores if scores.dtype == torch.float64 else scores.to(torch.float32)
@@ -147,9 +149,10 @@ def score(
     params: LinearParams, encoded: Tensor, lengths: Tensor, tokens: Tensor, mask: Tensor, weight: Tensor | None,
     cfg: Config,
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
-    """The loss's sum over the masked tokens of rows that count, and its metrics (``model.loss_sum``).
+    """Sum of the loss in nats over the masked tokens of rows with ``weight > 0``, and metrics (``model.loss_sum``).
 
-    ``encoded [B, T, D]``, lengths in encoder frames, ``tokens [B, T, K]``, ``mask`` bool ``[B, F]``, ``weight [B]``.
+    ``encoded [B, T, D]``, ``lengths [B]`` in encoder frames, ``tokens [B, T, K]``, ``mask`` bool ``[B, F]``,
+    ``weight [B]``.
     """
     valid = valid_mask(lengths, encoded.shape[1])
     if weight is not None:
@@ -169,7 +172,7 @@ def score(
 
 
 def token_histogram(tokens: Tensor, counted: Tensor, classes: int) -> Tensor:
-    """How often each class occurs: tokens ``[B, T, K]`` where ``counted [B, T]`` -> int64 ``[K, C]``."""
+    """Count the tokens of each class: tokens ``[B, T, K]`` where ``counted [B, T]`` is True -> int64 ``[K, C]``."""
     tokens = tokens if tokens.ndim == 3 else tokens[..., None]
     by_book = tokens.flatten(0, 1).transpose(0, 1)
     weight = counted.flatten()[None].expand_as(by_book).to(torch.int64)
@@ -189,22 +192,22 @@ def _check_mask(what: str, token_mask: Tensor, like: Tensor) -> None:
 def _shapes_may_depend_on(mask: Tensor) -> bool:
     if mask.device.type != "cpu":
         return False
-    # PyTorch has no public question for active grad, vmap, jvp (2.11).
+    # PyTorch 2.11 has no public function that tells whether grad, vmap or jvp is active.
     return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
 
 
-def _exact(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices of the True elements, all of them filled: ``[N] -> int64 [n], bool [n]``."""
+def _true_indices(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices of the True elements, and a mask that is all True: ``[N] -> int64 [n], bool [n]``."""
     index = mask.nonzero()[:, 0]
     return index, torch.ones_like(index, dtype=torch.bool)
 
 
 def _pad_to_capacity(mask: Tensor, capacity: float) -> tuple[Tensor, Tensor]:
-    """Indices of the first True elements, padded to a fixed length: ``[N] -> int64 [n], bool [n]`` (False: padding)."""
+    """Indices of the first True elements, padded to a fixed length: ``[N] -> int64 [n], bool [n]`` (False: unused)."""
     size = mask.shape[0]
     length = min(size, max(_MIN_CAPACITY, math.ceil(capacity * size)))
     place = mask.cumsum(0) - 1
-    # Everything without a place goes to one more slot at the end, which is cut off.
+    # All other elements are written to one extra slot at the end, which is dropped.
     place = torch.where(mask & (place < length), place, length)
     positions = torch.arange(size, device=mask.device)
     index = positions.new_zeros(length + 1).scatter(0, place, positions)[:length]

@@ -1,7 +1,7 @@
-"""Tables that follow from the preprocessor's settings: window, mel filters, fixed statistics.
+"""Constants computed from the preprocessor's settings: window, mel filters, fixed statistics.
 
-They are neither learnt nor remembered, so they lie in neither ``params`` nor ``state``: ``make_tables`` is a function
-of the config, which ``log_mel`` calls unless it is given its result (0.2 ms that a step need not spend twice).
+They are neither parameters nor state, so that neither tree contains them: ``make_tables`` computes them from the
+config. ``log_mel`` calls it unless the caller passes its result, which saves 0.2 ms a call.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _CPU = torch.device("cpu")
 
 
 class Tables(NamedTuple):
-    """What ``log_mel`` reads beside the signal, on its device; float32 as the reference's, also where audio is float64.
+    """Constants of ``log_mel`` on the signal's device; float32 as in the reference, even if the audio is float64.
 
-    ``mean`` and ``deviation`` float64 ``[M * frame_splicing, 1]`` are there under ``normalize="fixed"`` alone.
+    ``mean`` and ``deviation``, float64 ``[M * frame_splicing, 1]``, are None unless ``normalize="fixed"``.
     """
 
     window: Tensor  # [window_length]
@@ -36,9 +36,9 @@ class Tables(NamedTuple):
 
 
 def make_tables(cfg: PreprocessorConfig, device: torch.device | str = _CPU) -> Tables:
-    """The tables of these settings, computed on the CPU, so that every device has the same bits.
+    """Compute the constants for these settings on the CPU, so that they are bit-identical on all devices.
 
-    Traces into a graph; under ``torch.func``'s transforms and in inference mode it makes plain tensors.
+    Can be traced into a graph; under ``torch.func`` transforms and in inference mode, the results are plain tensors.
     """
     high = cfg.highfreq if cfg.highfreq is not None else cfg.sample_rate / 2
     window = WINDOWS[cfg.window](cfg.window_length, periodic=False, dtype=torch.float32, device=_CPU)
@@ -53,11 +53,12 @@ def mel_filters(
 ) -> Tensor:
     """Triangular filters on Slaney's mel scale: float32 ``[M, fft_length // 2 + 1]``, bit-equal to the reference's.
 
-    The scale is linear below 1000 Hz (15 mel) and logarithmic above; ``slaney`` gives every filter the same area.
-    Source: Slaney, Auditory Toolbox, 1998; reference 1.3. ``torchaudio.functional.melscale_fbanks`` computes in float32
-    throughout and therefore differs in the last digits.
+    Rates and frequencies are in Hz. The scale is linear below 1000 Hz (15 mel) and logarithmic above; ``slaney``
+    normalises all filters to the same area. Source: Slaney, Auditory Toolbox, 1998; reference 1.3.
+    ``torchaudio.functional.melscale_fbanks`` computes entirely in float32 and differs in the last digits. Raises
+    ``ValueError`` unless ``0 <= lowfreq < highfreq``.
     """
-    linear, steps = 200.0 / 3, math.log(6.4) / 27  # Hz a mel below 1000 Hz; log-frequency a mel above
+    linear, steps = 200.0 / 3, math.log(6.4) / 27  # Hz per mel below 1000 Hz; log-frequency per mel above
     if not 0 <= lowfreq < highfreq:
         raise ValueError(f"mel_filters: want 0 <= lowfreq < highfreq, got {lowfreq} and {highfreq} Hz.")
 
@@ -69,12 +70,12 @@ def mel_filters(
 
     low, high = to_mel(lowfreq), to_mel(highfreq)
     mels = count(features + 2) * ((high - low) / (features + 1)) + low
-    mels = torch.where(count(features + 2) == features + 1, high, mels)  # exactly, as numpy.linspace ends
+    mels = torch.where(count(features + 2) == features + 1, high, mels)  # the last point is exact, as in numpy.linspace
     edges = torch.where(mels < 15, mels * linear, 1000 * torch.exp(steps * (mels - 15)))  # [M + 2], Hz
     distance = edges[:, None] - count(fft_length // 2 + 1) * sample_rate / fft_length
     width = edges.diff()[:, None]
     filters = torch.minimum(-distance[:-2] / width[:-1], distance[2:] / width[1:]).clamp(min=0).to(torch.float32)
-    if mel_norm == "slaney":  # rounded to float32 first, scaled after: so the reference's bank was made
+    if mel_norm == "slaney":  # rounded to float32 before scaling, as in the reference
         filters = (filters * (2.0 / (edges[2:] - edges[:-2]))[:, None]).to(torch.float32)
     return filters
 

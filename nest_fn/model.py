@@ -1,15 +1,16 @@
-"""The whole of NEST on one page: ``init``, ``forward``, ``loss`` (arXiv 2408.13106; reference 6.1).
+"""The NEST model in one file: ``init``, ``forward``, ``loss`` (arXiv 2408.13106; reference 6.1).
 
-Clean audio becomes log-mel features, and these become target tokens by a frozen random projection. Noisy audio becomes
-features too, blocks of which are masked; the encoder sees them, and a linear softmax predicts the clean tokens.
+Log-mel features of the clean audio are quantised to target tokens by a frozen random projection. Features of the noisy
+audio are masked in blocks and encoded, and a linear layer with softmax predicts the clean tokens.
 
     params, state = init(key(0), cfg)
     loss, (metrics, state) = loss(params, state, batch, cfg, key=fold_in(key(1), step))
 
-``batch`` maps ``audio [B, N]``, ``audio_len [B]`` (samples), ``noisy_audio [B, N]``, ``noisy_audio_len [B]``; it may
-hold ``row`` int64 ``[B]``, the name of each row for its random draws (default 0..B-1), and ``weight [B]``, 0 for rows
-that must not count. A signal whose features are at hand may be given by them instead: ``features [B, M, F]`` and
-``features_len`` (frames) for ``audio`` and ``audio_len``, ``noisy_features`` and ``noisy_features_len`` likewise.
+``batch`` is a mapping with ``audio [B, N]``, ``audio_len [B]`` (samples), ``noisy_audio [B, N]`` and
+``noisy_audio_len [B]``. Optional are ``row`` int64 ``[B]``, which identifies each row for its random draws (default
+0..B-1), and ``weight [B]``, 0 for rows to exclude from loss and metrics. Precomputed features may replace a signal:
+``features [B, M, F]`` and ``features_len [B]`` (frames) for ``audio`` and ``audio_len``, and likewise
+``noisy_features`` and ``noisy_features_len``.
 """
 
 from __future__ import annotations
@@ -39,19 +40,20 @@ Batch = Mapping[str, Tensor]
 
 
 class Output(NamedTuple):
-    """What ``forward`` makes, in the reference's shapes."""
+    """Result of ``forward``, in the reference's shapes."""
 
-    log_probs: Tensor  # [B, T, C, K]
+    log_probs: Tensor  # [B, T, C, K], nats
     encoded_len: Tensor  # [B], encoder frames
     masks: Tensor  # [B, M, F] of 0 and 1; [B, D, T] under post_conv
     tokens: Tensor  # [B, T, K], int64
 
 
 def init(key: Key, cfg: Config) -> tuple[Params, State]:
-    """Initial values as the reference draws them (reference 4.8), from one key, on the key's device.
+    """Initialise params and state from one key ``[2]``, on the key's device, as in the reference (reference 4.8).
 
-    ``params`` holds ``encoder``, ``decoder`` (and ``masking`` if its embedding is trained); ``state`` holds ``encoder``
-    (batch statistics), the frozen ``quantizer`` and ``masking``.
+    ``params`` holds ``encoder``, ``decoder`` and, if the mask embedding is trained, ``masking``; ``state`` holds
+    ``encoder`` (running statistics of batch norm), the frozen ``quantizer`` and, unless it is trained, ``masking``.
+    Raises ``TypeError`` or ``ValueError`` for a wrong ``cfg`` or ``key``.
     """
     check_config("init", cfg)
     random.check_one_key(key, "init: key")
@@ -69,13 +71,17 @@ def init(key: Key, cfg: Config) -> tuple[Params, State]:
 
 
 def abstract(cfg: Config) -> tuple[Params, State]:
-    """The trees of ``init`` on the meta device: names, shapes and dtypes without numbers, at no cost."""
+    """The trees of ``init`` on the meta device: names, shapes and dtypes without memory for values."""
     check_config("abstract", cfg)
     return init(random.key(0, device="meta"), cfg)
 
 
 def quantize(state: State, features: Tensor, cfg: Config) -> Tensor:
-    """Target tokens ``[B, T, K]`` of clean features ``[B, M, F]`` (of subsampled ``[B, D, T]`` under post_conv)."""
+    """Target tokens of clean features: ``[B, M, F] -> int64 [B, T, K]`` (reference 2).
+
+    Under post_conv, ``features`` are the subsampled ones, ``[B, D, T]``. Raises ``TypeError`` or ``ValueError`` for
+    wrong arguments.
+    """
     check_trees("quantize", cfg, None, state, "state.quantizer")
     check_tensor("quantize: features", features)
     return quantize_features(state["quantizer"], features, cfg.quantizer)
@@ -85,7 +91,11 @@ def encode(
     params: Params, state: State, features: Tensor, lengths: Tensor, cfg: Config, *,
     key: Key | None = None, train: bool = False, rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, State]:  # fmt: skip
-    """Features ``[B, M, F]``, lengths in frames -> encoded ``[B, D, T]``, lengths in encoder frames, new state."""
+    """Encode features: ``[B, M, F]``, lengths in frames -> ``[B, D, T]``, lengths in encoder frames, new state.
+
+    ``key`` is needed for dropout in training; ``rows`` int64 ``[B]`` identify the rows for it (default 0..B-1). Padded
+    frames of the output are not zeroed (Q23). Raises ``TypeError`` or ``ValueError`` for wrong arguments (reference 4).
+    """
     check_trees("encode", cfg, params, state, "params.encoder.subsampling", "state.encoder.layers")
     check_tensor("encode: features", features)
     encoded, lengths, encoder_state = encoders.encode(
@@ -98,11 +108,12 @@ def forward(
     params: Params, state: State, batch: Batch, cfg: Config, *,
     key: Key | None = None, train: bool = False, apply_mask: bool = True, mask: Tensor | None = None,
 ) -> tuple[Output, State]:  # fmt: skip
-    """From waveforms to log-probabilities of every token: ``Output`` and the new state.
+    """Compute log-probabilities of all tokens from waveforms: ``Output`` and the new state (reference 6.1).
 
-    ``mask``, a bool ``[B, F]`` (``[B, T]`` under post_conv), replaces the draw; else ``apply_mask=True`` needs ``key``.
+    ``mask``, bool ``[B, F]`` (``[B, T]`` under post_conv), is used instead of a drawn mask; without it,
+    ``apply_mask=True`` needs ``key``. Raises ``TypeError`` or ``ValueError`` for wrong arguments.
     """
-    check_trees("forward", cfg, params, state, *_WANTED)
+    check_trees("forward", cfg, params, state, *_REQUIRED)
     check_batch(batch)
     seen = _encode_pair(params, state, batch, cfg, key=key, train=train, apply_mask=apply_mask, mask=mask)
     width = cfg.masking.feat_in or 0
@@ -115,9 +126,11 @@ def loss(
     params: Params, state: State, batch: Batch, cfg: Config, *,
     key: Key | None = None, train: bool = True, mask: Tensor | None = None,
 ) -> tuple[Tensor, tuple[dict[str, Tensor], State]]:  # fmt: skip
-    """Mean cross-entropy in nats over the batch's masked tokens; metrics and new state beside it.
+    """Mean cross-entropy in nats of the batch's masked tokens, a scalar ``[]``, with metrics and new state.
 
-    0 with zero gradients if nothing is masked (Q14). See ``loss_sum`` for the metrics.
+    0 with zero gradients if nothing is masked (Q14). ``mask``, bool ``[B, F]`` (``[B, T]`` under post_conv), is used
+    instead of a drawn mask. See ``loss_sum`` for the metrics. Raises ``TypeError`` or ``ValueError`` for wrong
+    arguments.
     """
     total, (metrics, state) = loss_sum(params, state, batch, cfg, key=key, train=train, mask=mask)
     return total / metrics["masked_tokens"].clamp(min=1).to(total.dtype), (metrics, state)
@@ -128,17 +141,17 @@ def loss_sum(
     key: Key | None = None, train: bool = True, mask: Tensor | None = None, gather: Gather | None = None,
     tables: Tables | None = None, parts: Parts = EAGER,
 ) -> tuple[Tensor, tuple[dict[str, Tensor], State]]:  # fmt: skip
-    """The sum whose quotient by ``masked_tokens`` is the loss, for batches that are computed in pieces.
+    """Sum of the cross-entropy in nats; divided by ``masked_tokens`` it is the loss. For batches computed in parts.
 
-    Pieces that are computed at once, each by a process of its own, share their batch statistics through ``gather``.
-    ``tables`` are ``make_tables(cfg.preprocessor, device)``, for callers that make them once; ``parts`` the functions
-    that are called, each as it is or compiled.
+    Processes that compute parts of one batch at the same time share batch statistics through ``gather``, an all-gather.
+    ``tables`` are ``make_tables(cfg.preprocessor, device)``, for callers that compute them once. ``parts`` are the
+    functions to call, eager or compiled.
 
-    Metrics, all sums, so that parts add up: ``loss_sum``, ``masked_tokens`` and ``correct`` (tokens x books),
-    ``valid_tokens``, ``overflow`` (masked tokens beyond ``loss.capacity``), and counts of each class among valid and
-    masked targets, ``token_counts`` and ``masked_token_counts [K, C]``.
+    All metrics are sums, additive over parts: ``loss_sum``, ``masked_tokens`` and ``correct`` (tokens x codebooks),
+    ``valid_tokens``, ``overflow`` (masked tokens beyond ``loss.capacity``), and the number of tokens of each class,
+    ``token_counts`` of valid and ``masked_token_counts`` of masked ones, ``[K, C]``.
     """
-    check_trees("loss", cfg, params, state, *_WANTED)
+    check_trees("loss", cfg, params, state, *_REQUIRED)
     check_batch(batch)
     seen = _encode_pair(
         params, state, batch, cfg, key=key, train=train, apply_mask=True, mask=mask, gather=gather, tables=tables,
@@ -162,16 +175,16 @@ def _encode_pair(
     key: Key | None, train: bool, apply_mask: bool, mask: Tensor | None, gather: Gather | None = None,
     tables: Tables | None = None, parts: Parts = EAGER,
 ) -> _EncodedPair:  # fmt: skip
-    """Targets from the clean signal, encoded frames from the masked noisy one: the steps of the paper in order."""
+    """Target tokens of the clean signal and encoded frames of the masked noisy signal."""
     keys, rows = _keys(key, batch, parts)
-    given = next((batch[name] for name in _INSTEAD if name in batch), None)
+    given = next((batch[name] for name in _PRECOMPUTED if name in batch), None)
     if tables is None and given is not None:
         tables = make_tables(cfg.preprocessor, given.device)
 
     def features(name: str, key: Key | None) -> tuple[Tensor, Tensor]:
-        """A signal's features ``[B, M, F]`` and their lengths, computed or as given."""
+        """Features ``[B, M, F]`` of a signal and their lengths, computed or taken from the batch."""
         if name not in batch:
-            return batch[_INSTEAD[name]], batch[f"{_INSTEAD[name]}_len"]
+            return batch[_PRECOMPUTED[name]], batch[f"{_PRECOMPUTED[name]}_len"]
         signal, length = batch[name], batch[f"{name}_len"]
         return parts.features(signal, length, cfg.preprocessor, key=key, train=train, tables=tables)
 
@@ -184,7 +197,10 @@ def encode_pair_of_features(
     keys: Keys, rows: Tensor | None, train: bool, apply_mask: bool, mask: Tensor | None, gather: Gather | None,
     parts: Parts,
 ) -> _EncodedPair:  # fmt: skip
-    """From the two signals' features ``[B, M, F]`` to targets and encoded frames."""
+    """Compute target tokens and encoded frames from the features ``[B, M, F]`` of both signals.
+
+    Raises ``ValueError`` if the features differ in shape.
+    """
     if clean.shape != noisy.shape:
         raise ValueError(
             f"forward: clean features are {list(clean.shape)}, noisy {list(noisy.shape)}; "
@@ -194,7 +210,7 @@ def encode_pair_of_features(
     front = {"subsampling": params["encoder"]["subsampling"]}
     tokens_of = clean
     if cfg.mask_position == "post_conv":
-        # Targets come from the same subsampling as the input, but teach it nothing.
+        # Targets are computed with the same subsampling as the input, but without gradients.
         frozen = tree_map(torch.Tensor.detach, front["subsampling"])
         frames, _ = parts.subsample({"subsampling": frozen}, clean, clean_len, cfg.encoder)
         tokens_of = frames.transpose(1, 2)
@@ -227,7 +243,7 @@ def _keys(key: Key | None, batch: Batch, parts: Parts) -> tuple[Keys, Tensor | N
 def _mask(
     mask: Tensor | None, apply_mask: bool, key: Key | None, lengths: Tensor, frames: int, cfg: Config, parts: Parts
 ) -> Tensor:
-    """The given mask, a drawn one, or none at all: bool ``[B, frames]``."""
+    """The given mask, a drawn mask, or a mask that is all False: bool ``[B, frames]``."""
     shape = (lengths.shape[0], frames)
     if mask is not None:
         check_tensor("forward: mask", mask)
@@ -241,25 +257,25 @@ def _mask(
     return parts.mask(key, lengths, frames, cfg.masking, cfg.mask_block)
 
 
-_INSTEAD = {"audio": "features", "noisy_audio": "noisy_features"}
-_WANTED = ("params.encoder.subsampling", "params.decoder", "state.encoder.layers", "state.quantizer")
+_PRECOMPUTED = {"audio": "features", "noisy_audio": "noisy_features"}
+_REQUIRED = ("params.encoder.subsampling", "params.decoder", "state.encoder.layers", "state.quantizer")
 
 
 def check_batch(batch: Any) -> None:
-    """Raise ``TypeError`` or ``ValueError`` unless ``batch`` maps the two signals, with equal rows and widths."""
+    """Raise ``TypeError`` or ``ValueError`` unless ``batch`` holds both signals, with equal shapes."""
     if not isinstance(batch, Mapping):
-        names = ", ".join(f"{name}, {name}_len" for name in _INSTEAD)
+        names = ", ".join(f"{name}, {name}_len" for name in _PRECOMPUTED)
         raise TypeError(f"batch: want a mapping with {names}; got {type(batch).__name__}.")
-    given = [name if name in batch or other not in batch else other for name, other in _INSTEAD.items()]
+    given = [name if name in batch or other not in batch else other for name, other in _PRECOMPUTED.items()]
     missing = [name for one in given for name in (one, f"{one}_len") if name not in batch]
     if missing:
         raise ValueError(f"batch: {', '.join(missing)} missing; it has {', '.join(sorted(batch)) or 'nothing'}.")
     for name in (*given, *(f"{one}_len" for one in given), *batch.keys() & {"row", "weight"}):
         check_tensor(f"batch: {name}", batch[name])
-    twice = [name for name, other in _INSTEAD.items() if name in batch and other in batch]
+    twice = [name for name, other in _PRECOMPUTED.items() if name in batch and other in batch]
     if twice:
-        raise ValueError(f"batch: has both {twice[0]} and {_INSTEAD[twice[0]]}; keep one.")
-    if given == list(_INSTEAD) and batch["audio"].shape != batch["noisy_audio"].shape:
+        raise ValueError(f"batch: has both {twice[0]} and {_PRECOMPUTED[twice[0]]}; keep one.")
+    if given == list(_PRECOMPUTED) and batch["audio"].shape != batch["noisy_audio"].shape:
         raise ValueError(
             f"batch: audio is {list(batch['audio'].shape)}, noisy_audio {list(batch['noisy_audio'].shape)}; "
             "pad both to one width."

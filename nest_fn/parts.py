@@ -1,7 +1,7 @@
-"""The functions that a training loss is made of, as a value: as they stand, or each compiled (train/step/compiled.py).
+"""The functions that make up the training loss, as a value: eager, or each compiled (train/step/compiled.py).
 
-A compiled part is a graph of its own, and the Conformer block is one part for all layers, so that what a run compiles
-depends on neither depth nor the number of shapes (docs/design.md, "Compilation").
+Each compiled part is a separate graph, and the Conformer block is one part for all layers, so that the number of
+graphs does not depend on the number of layers or shapes (docs/design.md, "Compilation").
 """
 
 from __future__ import annotations
@@ -20,22 +20,25 @@ from .quantizer import quantize_features
 
 
 class Keys(NamedTuple):
-    """The draws of one forward pass, by name. A key that is None draws nothing."""
+    """Keys of one forward pass, by use; None disables the draw."""
 
-    clean: Key | None = None  # dither of the targets' signal, [B, 2]
-    noisy: Key | None = None  # dither of the input, [B, 2]
+    clean: Key | None = None  # dither of the clean signal, [B, 2]
+    noisy: Key | None = None  # dither of the noisy signal, [B, 2]
     mask: Key | None = None  # [B, 2]
     dropout: Key | None = None  # [2]
 
 
 def draw_keys(key: Key, rows: Tensor) -> Keys:
-    """Keys by name. Signals and masks have a key for each row, so that a row's draws do not depend on its batch."""
+    """Derive all keys of a forward pass from ``key [2]`` and ``rows [B]``.
+
+    Signals and masks have one key for each row, ``[B, 2]``, so that a row's draws do not depend on its batch.
+    """
     clean, noisy, masks, drop = random.split(key, 4).unbind(0)
     return Keys(random.fold_in(clean, rows), random.fold_in(noisy, rows), random.fold_in(masks, rows), drop)
 
 
 class Parts(NamedTuple):
-    """What ``loss_sum`` calls, in this order."""
+    """The functions that ``loss_sum`` calls, in this order."""
 
     keys: Callable[[Key, Tensor], Keys]
     features: Callable[..., tuple[Tensor, Tensor]]

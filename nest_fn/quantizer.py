@@ -1,7 +1,7 @@
-"""Speech to tokens: a frozen random projection and the nearest code of a frozen random codebook (reference 2).
+"""Features to tokens: a frozen random projection and the nearest code of a frozen random codebook (reference 2).
 
-Chiu et al., "Self-supervised learning with random-projection quantizer for speech recognition", ICML 2022. The same
-features give the same tokens in training and evaluation; nothing here is learnt.
+Chiu et al., "Self-supervised learning with random-projection quantizer for speech recognition", ICML 2022. Nothing is
+trained, and the same features give the same tokens in training and evaluation.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from .layers.initializers import xavier_normal
 from .layers.linear import LinearParams, linear
 from .layers.types import Key, Tensor
 
-_CPU_SCORES = 1 << 19  # scores at a time on CPU: they stay in cache (64 tokens against 8192 codes, 4 MiB of float64)
-_GPU_SCORES = 1 << 26  # on other devices: fills the device, 512 MiB of float64
+_CPU_SCORES = 1 << 19  # scores computed at once on a CPU: 4 MiB of float64 (64 tokens x 8192 codes), to fit the cache
+_GPU_SCORES = 1 << 26  # on other devices: 512 MiB of float64, to keep them busy
 _COMPILED_PIECES = 8  # each piece is unrolled into a compiled graph
 
 
@@ -31,7 +31,10 @@ class QuantizerState(TypedDict):
 
 
 def init_quantizer(key: Key, cfg: QuantizerConfig) -> QuantizerState:
-    """Xavier-normal projection, codes uniform on the unit sphere."""
+    """Initialise ``projection.weight [K * code_dim, combine * M]`` Xavier-normal and ``codebooks [K, C, code_dim]``.
+
+    The codes are uniform on the unit sphere (reference 2).
+    """
     books, dim = required(cfg.num_books, "quantizer.num_books"), required(cfg.code_dim, "quantizer.code_dim")
     classes, width = required(cfg.num_classes, "quantizer.num_classes"), required(cfg.feat_in, "quantizer.feat_in")
     stacked = width * required(cfg.combine_time_steps, "quantizer.combine_time_steps")
@@ -44,10 +47,11 @@ def init_quantizer(key: Key, cfg: QuantizerConfig) -> QuantizerState:
 
 
 def quantize_features(state: QuantizerState, features: Tensor, cfg: QuantizerConfig) -> Tensor:
-    """Token ids: ``[B, M, F] -> int64 [B, T, K]`` (``[B, T]`` for one book under ``squeeze_single``), T = F / combine.
+    """Quantise features: ``[B, M, F] -> int64 [B, T, K]`` with T = F / combine_time_steps (reference 2).
 
-    Padding gets tokens too. Projection in float32 (float64 features: float64), search in ``cfg.precision``.
-    Raises ``ValueError`` if ``F`` is no multiple of ``combine_time_steps`` or ``M`` does not fit the projection.
+    ``[B, T]`` for a single codebook under ``squeeze_single``. Padded frames are quantised too. The projection is in
+    float32 (float64 for float64 features), the search in ``cfg.precision``. Raises ``ValueError`` if ``F`` is not a
+    multiple of ``combine_time_steps``, if ``M`` does not match the projection, or for unknown settings.
     """
     if cfg.dist_fn not in ("l2", "cosine"):
         raise ValueError(f"quantizer: unknown dist_fn {cfg.dist_fn!r}; choose 'l2' or 'cosine'.")
@@ -64,9 +68,10 @@ def quantize_features(state: QuantizerState, features: Tensor, cfg: QuantizerCon
 
 
 def code_vectors(state: QuantizerState, tokens: Tensor, cfg: QuantizerConfig) -> Tensor:
-    """The chosen codes, in their own dtype: ``[B, T, K] -> [B, code_dim, T, K]``, ``[B, T] -> [B, code_dim, T]``.
+    """Look up the codes of tokens: ``[B, T, K] -> [B, code_dim, T, K]``, ``[B, T] -> [B, code_dim, T]``.
 
-    Each book's codes are looked up in that book (Q12: the reference mixes the axes up where K > 1).
+    Tokens of book k are looked up in book k (Q12: the reference permutes the axes wrongly if K > 1). Raises
+    ``ValueError`` if the tokens do not match the number of codebooks.
     """
     codebooks = state["codebooks"]
     single = tokens.ndim == 2
@@ -82,7 +87,7 @@ def code_vectors(state: QuantizerState, tokens: Tensor, cfg: QuantizerConfig) ->
 
 
 def _project(state: QuantizerState, features: Tensor, cfg: QuantizerConfig) -> Tensor:
-    """Stack ``combine`` frames (frame-major), project, normalise: ``[B, M, F] -> [B, T, K, dim]``; zeros stay zeros."""
+    """Stack frames (frame-major), project, normalise to length 1: ``[B, M, F] -> [B, T, K, dim]``; zeros stay zeros."""
     weight, (books, _, dim) = state["projection"]["weight"], state["codebooks"].shape
     combine = required(cfg.combine_time_steps, "quantizer.combine_time_steps")
     if features.ndim != 3 or features.shape[1] * combine != weight.shape[1]:
@@ -105,9 +110,9 @@ def _project(state: QuantizerState, features: Tensor, cfg: QuantizerConfig) -> T
 
 
 def _nearest(points: Tensor, codes: Tensor, dist_fn: str) -> Tensor:
-    """Index of the nearest code: ``[N, dim], [C, dim] -> int64 [N]``, the lowest among equals.
+    """Index of the nearest code, the lowest in case of a tie: ``[N, dim], [C, dim] -> int64 [N]``.
 
-    ``|z - c|^2 = |z|^2 - 2 (z c - |c|^2 / 2)``, so the search is one matrix product and an argmax, in pieces (Q10).
+    ``|z - c|^2 = |z|^2 - 2 (z c - |c|^2 / 2)``, so the search is a matrix product and an argmax, in pieces (Q10).
     """
     z = points.to(codes.dtype)
     offset = codes.square().sum(-1) / -2 if dist_fn == "l2" else codes.new_zeros(codes.shape[0])
@@ -116,14 +121,14 @@ def _nearest(points: Tensor, codes: Tensor, dist_fn: str) -> Tensor:
     ids = torch.cat([torch.addmm(offset, piece, transposed).argmax(-1) for piece in pieces])[: z.shape[0]]
     if dist_fn == "cosine":
         return ids
-    # All codes are about as far from a zero vector (padding); the reference takes the smallest norm, so rounding
-    # decides, and compiled or on a GPU another code may win. Padding never reaches the loss.
+    # A zero vector (padding) is about equally far from all codes. The reference takes the code of smallest norm, which
+    # depends on rounding, so that compiled or on a GPU it may be another. Padding never enters the loss.
     at_zero = torch.linalg.vector_norm(codes, dim=-1).argmin()
     return torch.where((points == 0).all(-1), at_zero, ids)
 
 
 def _pieces(z: Tensor, classes: int) -> tuple[Tensor, ...]:
-    """The points ``[N, dim]`` in pieces; zeros may follow the last. A compiled graph has as many for every ``N``."""
+    """Split points ``[N, dim]`` into pieces; a compiled graph pads with zeros to have equally many for all ``N``."""
     if torch.compiler.is_compiling():
         filled = F.pad(z, (0, 0, 0, -z.shape[0] % _COMPILED_PIECES))
         return filled.reshape(_COMPILED_PIECES, -1, z.shape[1]).unbind(0)

@@ -1,4 +1,4 @@
-"""A tree of tensors as a table: what it holds and how large it is."""
+"""A table of the tensors in a tree: names, shapes, dtypes and sizes."""
 
 from __future__ import annotations
 

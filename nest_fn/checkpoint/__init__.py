@@ -1,1 +1,1 @@
-"""Checkpoints on disk: a folder or one file that holds params, state and config, and which of several are kept."""
+"""Checkpoints on disk: params, state and config in a folder or one file; which checkpoints of a run are kept."""

@@ -1,11 +1,11 @@
-"""A checkpoint as a folder: trees of tensors, a configuration, and ``meta.json`` that vouches for every byte of them.
+"""A checkpoint as a folder: trees of tensors, a configuration, and ``meta.json`` with a digest of every file.
 
     step_00001000/
-        params.safetensors  state.safetensors  ...   one file a tree; .pt without the package safetensors
+        params.safetensors  state.safetensors  ...   one file per tree; .pt if safetensors is not installed
         config.yaml
-        meta.json   schema, versions, structure of the trees, size and SHA-256 of each file, and the caller's own values
+        meta.json   schema, versions, structure of the trees, size and SHA-256 of each file, and values of the caller
 
-The same contents make the same bytes: nothing says when or where a checkpoint was written.
+Equal contents give equal bytes: no file records when or where a checkpoint was written.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint holds."""
+    """Contents of a checkpoint."""
 
     trees: dict[str, Any]  # nested dicts and lists of tensors on the CPU, by name
     config: dict[str, Any]  # plain values
-    meta: dict[str, Any]  # the caller's values, ``step`` among them, and ``versions``
+    meta: dict[str, Any]  # values of the caller, including ``step``, and ``versions``
 
 
 def write_checkpoint(
     path: str | Path, trees: Mapping[str, Any], config: Mapping[str, Any], meta: Mapping[str, Any] | None = None, *,
     replaces: Replaces | None = None,
 ) -> None:  # fmt: skip
-    """Write a folder that is there as a whole or not at all.
+    """Write a checkpoint folder atomically.
 
-    ``trees``: nested dicts and lists of tensors by name, e.g. params, state, optimizer. ``meta``: values for JSON, as
-    ``{"step": 1000}`` (default step 0). ``replaces`` judges what stands at ``path``, ``own_checkpoint`` for one;
-    without it nothing gives way. Raises ``OutputError`` where it does not, ``CheckpointError`` if the disk is full, or
-    must not be written.
+    ``trees``: nested dicts and lists of tensors by name, e.g. params, state, optimizer. ``meta``: values for JSON, such
+    as ``{"step": 1000}`` (default step 0). ``replaces`` decides whether an existing ``path`` may be replaced, for
+    example ``own_checkpoint``; without it none may. Raises ``OutputError`` if ``path`` may not be replaced,
+    ``CheckpointError`` if writing fails, ``ValueError`` for trees and meta that cannot be written.
     """
     suffix = usual_suffix()
     structures = {name: tree_spec(tree) for name, tree in trees.items()}
@@ -82,7 +82,7 @@ def write_checkpoint(
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Trees, configuration and meta of a folder, every byte compared with its digest.
+    """Read trees, configuration and meta of a folder, after checking the digest of every file.
 
     Raises ``CheckpointError`` naming the file that is missing, cut short, changed or of another schema.
     """
@@ -104,7 +104,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def read_meta(path: str | Path) -> dict[str, Any]:
-    """The content of ``meta.json``, by which the other files are there in full; their digests are not compared.
+    """Read ``meta.json`` and check that all other files exist with their full size; their digests are not checked.
 
     Raises ``CheckpointError``.
     """
@@ -125,7 +125,7 @@ def read_meta(path: str | Path) -> dict[str, Any]:
 
 
 def verify(path: str | Path) -> dict[str, Any]:
-    """``read_meta`` after comparing the SHA-256 of every file. Raises ``CheckpointError``."""
+    """Read ``meta.json`` and check the SHA-256 of every file. Raises ``CheckpointError``."""
     path = last_complete(path)
     content = read_meta(path)
     for name, entry in content["files"].items():
@@ -135,7 +135,7 @@ def verify(path: str | Path) -> dict[str, Any]:
 
 
 def own_checkpoint(path: Path) -> str | None:
-    """None if a folder is a checkpoint and holds nothing else, else what it is, in words: see ``atomic_write``."""
+    """A ``replaces`` of ``atomic_write``: None if a folder is a checkpoint and nothing else, else what it is."""
     try:
         listed = {*_unsealed(path / META)["files"], META, MARK}
     except (CheckpointError, OSError):
@@ -145,7 +145,7 @@ def own_checkpoint(path: Path) -> str | None:
 
 
 def digest_of(leaves: Mapping[str, Tensor], texts: Mapping[str, str]) -> str:
-    """SHA-256 of tensors and texts by name, whatever file they stand in."""
+    """SHA-256 of named tensors and strings, independent of the file format."""
     sha = hashlib.sha256()
     for name, text in sorted(texts.items()):
         sha.update(json.dumps([name, text]).encode())
@@ -156,7 +156,7 @@ def digest_of(leaves: Mapping[str, Tensor], texts: Mapping[str, str]) -> str:
 
 
 def _size(file: Path) -> int | None:
-    """Bytes of a plain file; None where there is none, or none can be, as under a name that is too long."""
+    """Size of a regular file in bytes; None if there is none or its name is invalid, such as one that is too long."""
     try:
         return file.stat().st_size if file.is_file() and not file.is_symlink() else None
     except OSError:
@@ -172,7 +172,7 @@ def _digest(file: Path) -> str:
 
 
 def _sealed(content: dict[str, Any]) -> str:
-    """JSON whose first entry is the digest of the others."""
+    """JSON text with the digest of its other entries as its first entry."""
     try:
         text = json.dumps(content, indent=1, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -211,7 +211,7 @@ def _unsealed(file: Path) -> dict[str, Any]:
 
 
 def _check_form(content: dict[str, Any]) -> None:
-    """Every entry that is read later, of the type that it is read as."""
+    """Raise ``TypeError`` or another lookup error unless all entries that are read later have the expected type."""
     for name, entry in content["files"].items():
         if Path(name).name != name or not isinstance(entry["bytes"], int) or not isinstance(entry["sha256"], str):
             raise TypeError(f"file {name!r}")

@@ -3,8 +3,8 @@
     save("model", params, state, cfg)
     params, state, cfg = load("model")
 
-Tensors keep their dtype and every bit; they come back on the CPU. No pickle is run when a file is read. What a trainer
-needs beside, trees of its own and the folder of a run, is here by name too.
+Tensors keep their dtype and all their bits; they are loaded on the CPU. Reading a file executes no code. The functions
+that a trainer needs, for other trees and for the checkpoints of a run, can be imported from here too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from nest_fn.files.atomic import atomic_write, last_complete
 from nest_fn.files.quoting import shown
 from nest_fn.files.tensors import SUFFIXES, check_writable, read_tensors, size_of, write_tensors
 from nest_fn.files.tree_spec import leaves_of, rebuild, tree_spec
-from nest_fn.layers.tree import first_confused, flatten
+from nest_fn.layers.tree import flatten, kind_mismatch
 from nest_fn.layers.types import Params, State, Tensor
 from nest_fn.model import abstract
 
@@ -63,11 +63,11 @@ __all__ = [
 def save(
     path: str | Path, params: Params, state: State, cfg: Config, step: int = 0, *, overwrite: bool = False
 ) -> None:
-    """Write a folder with params, state and config.
+    """Write params, state and config to a folder. ``step`` is the number of updates done.
 
-    ``overwrite=True`` replaces an earlier one, which stays until the new one is whole; anything else that stands at
-    ``path`` is refused: ``OutputError``. Raises ``CheckpointError`` if it cannot be written, ``ValueError`` if the
-    trees are not those of ``cfg``.
+    ``overwrite=True`` replaces an earlier checkpoint, which stays until the new one is complete. Raises ``OutputError``
+    if anything else exists at ``path``, ``CheckpointError`` if writing fails, ``TypeError`` or ``ValueError`` if the
+    trees do not match ``cfg``.
     """
     check_trees("save", params, state, cfg)
     _check_step("save", step)
@@ -79,7 +79,10 @@ def save(
 def save_file(
     path: str | Path, params: Params, state: State, cfg: Config, step: int = 0, *, overwrite: bool = False
 ) -> None:
-    """Write one file, ``.safetensors`` or ``.pt``, with the config as metadata. Raises as ``save`` does."""
+    """Write one file, ``.safetensors`` or ``.pt``, with the config as metadata.
+
+    Raises ``ValueError`` for another suffix; otherwise as ``save`` does.
+    """
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise ValueError(f"save_file: '{path.name}' must end in {' or '.join(SUFFIXES)}.")
@@ -101,7 +104,7 @@ def save_file(
 
 
 def _own_file(path: Path) -> str | None:
-    """None if a file is one of ``save_file``, else what it is, in words."""
+    """A ``replaces`` of ``atomic_write``: None if ``save_file`` wrote the file, else why it is not replaced."""
     try:
         ours = read_tensors(path)[1].get("format") == FORMAT
     except (CheckpointError, OSError):
@@ -110,9 +113,10 @@ def _own_file(path: Path) -> str | None:
 
 
 def load(path: str | Path) -> tuple[Params, State, Config]:
-    """Params, state and config of what ``save``, ``save_file`` or a trainer wrote, on the CPU.
+    """Read params, state and config that ``save``, ``save_file`` or a trainer wrote, onto the CPU.
 
-    Raises ``CheckpointError`` naming the file that is missing, damaged, of another schema, or not of its config.
+    Raises ``CheckpointError`` naming the file that is missing, damaged, of another schema, or does not match its
+    config.
     """
     path = last_complete(path)
     if path.is_dir():
@@ -134,9 +138,9 @@ def load(path: str | Path) -> tuple[Params, State, Config]:
 
 
 def check_trees(what: str, params: Params, state: State, cfg: Config) -> None:
-    """Raise ``ValueError`` listing the leaves that are missing, unknown or of another shape than ``cfg`` wants.
+    """Raise ``ValueError`` listing the leaves that are missing, unknown or of another shape than in ``cfg``.
 
-    Dtypes are free: a model may be kept in half precision.
+    Dtypes are not checked, as a model may be stored in half precision.
     """
     check_arguments(what, cfg, params, state, "params", "state")
     trees = {"params": params, "state": state}
@@ -148,8 +152,8 @@ def check_trees(what: str, params: Params, state: State, cfg: Config) -> None:
         have, want = list(given[path].shape), list(wanted[path].shape)
         if have != want:
             problems.append(f"'{path}' is {have}, its config wants {want}")
-    confused = None if problems else first_confused(trees, template)
-    problems += [confused] if confused else []
+    mismatch = None if problems else kind_mismatch(trees, template)
+    problems += [mismatch] if mismatch else []
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ValueError(f"{what}: {'; '.join(sorted(problems)[:5])}{more}.")
@@ -167,7 +171,7 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _from_flat(source: str, leaves: dict[str, Tensor], texts: dict[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Trees and settings of a single file's tensors and texts. Raises ``CheckpointError``."""
+    """Rebuild trees and settings from the tensors and metadata of a single file. Raises ``CheckpointError``."""
     if texts.get("format") != FORMAT:
         raise CheckpointError(f"{source}: holds tensors, but does not say that they are of this library.")
     if texts.get("schema") != str(SCHEMA):

@@ -1,4 +1,4 @@
-"""The checkpoints of a run, ``step_00001000`` and so on in one folder, in the order of their steps, never of clocks."""
+"""The checkpoints of a run: folders ``step_00001000`` in one folder, ordered by step, not by file time."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ _LEFT_OVER = re.compile(r"\.step_\d+\.(\d+\.tmp|old|gone)")
 
 
 def step_path(folder: str | Path, step: int) -> Path:
-    """``folder/step_00001000``."""
+    """Path of a step's checkpoint: ``folder/step_00001000``."""
     return Path(folder) / f"step_{step:08d}"
 
 
 def list_checkpoints(folder: str | Path) -> list[Path]:
-    """Checkpoints by rising step, whole or damaged; none where the folder is missing."""
+    """Checkpoints by increasing step, complete or damaged; none if the folder is missing."""
     folder = Path(folder)
     found = [child for child in _children(folder) if _STEP.fullmatch(child.name) and child.is_dir()]
     return sorted(found, key=step_of)
 
 
 def latest(folder: str | Path) -> Path | None:
-    """The checkpoint of the highest step, or None. There is no link that could point elsewhere."""
+    """The checkpoint of the highest step; None if there is none."""
     return next(iter(reversed(list_checkpoints(folder))), None)
 
 
 def newest_valid(folder: str | Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint whose every digest holds, or None, and what is wrong with each newer one."""
+    """The newest checkpoint whose digests all match, or None, and what is wrong with each newer one."""
     problems = []
     for path in reversed(list_checkpoints(folder)):
         try:
@@ -48,10 +48,11 @@ def newest_valid(folder: str | Path) -> tuple[Path | None, list[str]]:
 def prune(
     folder: str | Path, keep_last: int = 3, keep_best: int = 0, keep_every: int = 0, best_by: str = "valid_loss"
 ) -> list[Path]:
-    """Remove checkpoints but the ``keep_last`` newest, the ``keep_best`` with the lowest ``meta[best_by]``, and those
-    of steps divisible by ``keep_every``; also what killed writers left. Returns what was removed.
+    """Remove old checkpoints of a run and temporary files of killed writers; returns the removed checkpoints.
 
-    Call it after a save, by the one writer of the folder. Damaged checkpoints neither count nor go.
+    Kept are the ``keep_last`` newest, the ``keep_best`` with the lowest ``meta[best_by]``, and those of steps divisible
+    by ``keep_every``. Damaged checkpoints are neither counted nor removed. Only the single writer of the folder may
+    call it, after a save. Raises ``ValueError`` if ``keep_last`` is less than 1.
     """
     if keep_last < 1:
         raise ValueError(f"prune: keep_last is {keep_last}, so that nothing would be left; want 1 or more.")
@@ -75,12 +76,12 @@ def prune(
 
 
 def discard(path: Path) -> None:
-    """Remove a checkpoint, whole or damaged. Call it as the one writer of the folder."""
+    """Remove a checkpoint, complete or damaged. Only the single writer of the folder may call it."""
     remove(_set_aside(path), strict=False)
 
 
 def _set_aside(path: Path) -> Path:
-    """Give a checkpoint another name, so that none is ever seen half removed."""
+    """Rename a checkpoint before its removal, so that a partly removed one is never found."""
     aside = path.with_name(f".{path.name}.gone")
     remove(aside, strict=False)
     return path.rename(aside)
@@ -94,5 +95,5 @@ def _children(folder: Path) -> Iterable[Path]:
 
 
 def step_of(path: Path) -> int:
-    """The step in a checkpoint's name."""
+    """The step of a checkpoint, from its name."""
     return int(path.name.removeprefix("step_"))

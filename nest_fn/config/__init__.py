@@ -1,13 +1,13 @@
-"""``Config``: everything that a model and a run are made of, read strictly from the reference's YAML.
+"""``Config``: all settings of a model and of a run, read strictly from YAML, ours or the reference's.
 
-``Config.from_yaml("configs/nest_large.yaml", overrides=["encoder.n_layers=2"])`` is the way in. The dataclasses are
-frozen and hold only plain values. A ``Config`` is complete and valid by construction: what a section leaves open
-(``None``) is filled from the rest, and settings that do not fit each other raise ``ConfigError``, also in
-``Config(...)`` and ``dataclasses.replace``. To change a value from which others follow, use
+Start with ``Config.from_yaml("configs/nest_large.yaml", overrides=["encoder.n_layers=2"])``. The dataclasses are frozen
+and contain plain values only. A ``Config`` is complete and valid by construction: fields that are ``None`` in a section
+are derived from the rest, and inconsistent settings raise ``ConfigError``, also in ``Config(...)`` and
+``dataclasses.replace``. To change a value from which others are derived, use
 ``config.override("encoder.d_model=256")``.
 
-From file to config: ``reader`` (YAML), ``references`` (overrides, ``${a.b}``), ``dialect`` (the reference's sections as
-ours), ``coerce`` (types), ``derive`` (open fields), ``checks``.
+From file to config: ``parse.yaml_io`` (YAML), ``parse.overrides`` (overrides, ``${a.b}``), ``parse.nemo_dialect`` (the
+reference's sections to ours), ``parse.coerce`` (types), ``derive`` (derived fields), ``limits`` and ``checks``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .model import (
 from .parse.coerce import build, to_plain
 from .parse.nemo_dialect import read_dialect
 from .parse.overrides import apply_overrides, resolve
-from .parse.problems import ConfigError, Problems, blamed
+from .parse.problems import ConfigError, Problems, blame_overrides
 from .parse.yaml_io import read
 from .representation import ShortRepr
 from .training import AugmentConfig, DataConfig, OptimConfig, SchedConfig, TrainerConfig
@@ -59,7 +59,7 @@ __all__ = [
 
 @dataclass(frozen=True, repr=False)
 class Config(ShortRepr):
-    """A whole configuration; ``Config()`` is NEST-Large with the reference's recipe."""
+    """All settings; ``Config()`` is NEST-Large with the reference's recipe."""
 
     sample_rate: int = 16000  # Hz
     num_classes: int = 8192
@@ -78,10 +78,10 @@ class Config(ShortRepr):
     data: DataConfig = field(default_factory=DataConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     unused: ClassVar[tuple[str, ...]] = ()
-    """Keys of the file that was read which have no effect here, a remark for each section: part of ``advice``."""
+    """Remarks on keys without effect in the file that was read, one for each section; part of ``advice``."""
 
     def __post_init__(self) -> None:
-        """Fill what the sections leave open and check the whole. Raises ``ConfigError`` with every problem."""
+        """Fill the derived fields and check all settings. Raises ``ConfigError`` listing all problems."""
         check_sections(self)
         problems = Problems()
         check_limits(self, problems)
@@ -94,17 +94,17 @@ class Config(ShortRepr):
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> Config:
-        """Read a YAML file, with ``overrides`` such as ``"encoder.n_layers=2"`` on top. Raises ``ConfigError``."""
+        """Read a YAML file and apply ``overrides`` such as ``"encoder.n_layers=2"``. Raises ``ConfigError``."""
         return cls._from_tree(read(path), overrides, str(path))
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
-        """Read a nested mapping, with or without a ``model`` root. Raises ``ConfigError``."""
+        """Read a nested mapping, with or without a top-level ``model`` key. Raises ``ConfigError``."""
         return cls._from_tree(mapping, overrides, "config")
 
     @classmethod
     def preset(cls, name: str, overrides: Sequence[str] = ()) -> Config:
-        """Read one of the shipped files by name: ``nest_large``, ``tiny``. Raises ``ConfigError``."""
+        """Read one of the configurations of the package, such as ``nest_large`` or ``tiny``. Raises ``ConfigError``."""
         folder = resources.files("nest_fn.configs")
         names = sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
         if name not in names:
@@ -115,19 +115,19 @@ class Config(ShortRepr):
     @classmethod
     def _from_tree(cls, tree: Mapping[str, Any], overrides: Sequence[str], source: str) -> Config:
         try:
-            return cls._built(tree, overrides, source)
+            return cls._build(tree, overrides, source)
         except ConfigError as error:
             if not overrides:
                 raise
             first = error
         try:
-            cls._built(tree, (), source)
+            cls._build(tree, (), source)
         except ConfigError as error:
-            raise blamed(first, error.problems, overrides) from None
-        raise blamed(first, (), overrides)
+            raise blame_overrides(first, error.problems, overrides) from None
+        raise blame_overrides(first, (), overrides)
 
     @classmethod
-    def _built(cls, tree: Mapping[str, Any], overrides: Sequence[str], source: str) -> Config:
+    def _build(cls, tree: Mapping[str, Any], overrides: Sequence[str], source: str) -> Config:
         problems = Problems()
         try:
             flat = read_dialect(resolve(apply_overrides(dict(tree), overrides)), problems)
@@ -141,11 +141,11 @@ class Config(ShortRepr):
         return config
 
     def override(self, *overrides: str) -> Config:
-        """A new config with e.g. ``"encoder.d_model=256"``; values derived from what changes follow it."""
+        """A new config with e.g. ``"encoder.d_model=256"``, its derived values recomputed. Raises ``ConfigError``."""
         return type(self).from_dict(self.to_dict(), overrides)
 
     def to_dict(self) -> dict[str, Any]:
-        """The nested mapping of plain values from which ``from_dict`` makes an equal config; derived ones are None."""
+        """Convert to a nested mapping of plain values for ``from_dict``; derived values are ``None``."""
         return derive.strip(self, to_plain(self))
 
     def _shown(self, name: str) -> Any:
@@ -153,16 +153,16 @@ class Config(ShortRepr):
 
     @property
     def frames_per_token(self) -> int:
-        """Frames of 10 ms for which there is one token and one row of log-probabilities."""
+        """Frames of 10 ms per token, and per frame of the encoder's output."""
         return derive.frames_in_token(self)
 
     @property
     def mask_block(self) -> int:
-        """Frames in one masked block where the mask is applied: before or, under post_conv, after subsampling."""
+        """Length of a masked block in the frames that are masked: of 10 ms or, under post_conv, encoder frames."""
         divisor = self.encoder.subsampling_factor if self.mask_position == "post_conv" else 1
         return self.masking.block_size // divisor
 
     @property
     def advice(self) -> tuple[str, ...]:
-        """Remarks on settings that are legal and seldom meant, or that have no effect here, a line each."""
+        """Remarks, one line each, on settings that are valid but probably a mistake, or that have no effect."""
         return (*advice(self), *self.unused)

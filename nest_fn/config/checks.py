@@ -1,7 +1,6 @@
-"""What must hold for a model before anything is allocated; ``check_training`` has the same for a run.
+"""Consistency checks of the model's settings, before anything is allocated; ``checks_training`` checks those of a run.
 
-Every function notes problems by key path; none raises. Reasons name the reference's quirk (Q1 to Q47) where there is
-one.
+The functions record problems by key path and do not raise. Messages cite the reference's quirk (Q1 to Q47), if any.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ _INITS = ("xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal"
 
 
 def one_of(problems: Problems, path: str, value: Any, choices: tuple[Any, ...]) -> None:
-    """Note a value that is none of the choices (``None`` among them reads as null)."""
+    """Record a problem if ``value`` is not one of the choices; messages show ``None`` as null."""
     names = ", ".join("null" if choice is None else str(choice) for choice in choices)
     problems.require(value in choices, path, f"must be one of {names}; got {shown(value)}")
 
 
 def check_model(config: Config, problems: Problems) -> None:
-    """All settings that shape the model."""
+    """Check all settings of the model."""
     one_of(problems, "mask_position", config.mask_position, ("pre_conv", "post_conv"))
     one_of(problems, "compat", config.compat, ("current", "legacy"))
     _check_derived(config, problems)
@@ -184,7 +183,7 @@ def _check_heads(config: Config, problems: Problems) -> None:
 
 
 def _check_frames(config: Config, problems: Problems) -> None:
-    """Frames, blocks and tokens must fit each other."""
+    """Check that the sizes of tokens, masked blocks and padding are compatible."""
     token, block, pad_to = derive.frames_in_token(config), config.masking.block_size, config.preprocessor.pad_to
     if token < 1:
         return

@@ -1,4 +1,4 @@
-"""What must hold for a run: data, augmentation, optimiser, schedule, trainer; and advice on settings that are legal."""
+"""Consistency checks of a run's settings, and remarks on valid settings that are probably mistakes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def check_training(config: Config, problems: Problems) -> None:
-    """All settings of a run."""
+    """Check all settings of a run."""
     _check_data(config.data, problems)
     _check_augment(config.data.augment, problems)
     _check_optim(config.optim, problems)
@@ -73,7 +73,7 @@ def _check_trainer(section: TrainerConfig, problems: Problems) -> None:
 
 
 def advice(config: Config) -> tuple[str, ...]:
-    """Remarks on settings that are accepted and seldom meant."""
+    """Remarks on settings that are valid but probably a mistake, one line each."""
     remarks = []
     sched, lr = config.optim.sched, config.optim.lr
     if sched is not None and sched.name == "noam" and sched.d_model:

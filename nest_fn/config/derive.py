@@ -1,4 +1,4 @@
-"""Values that follow from others: filled in where a section leaves them open, compared where it gives them."""
+"""Derived values: filled in where a section has ``None``, otherwise compared with the given value."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ Derived = dict[tuple[str, str], Any]
 
 
 def frames_in_token(config: Config) -> int:
-    """Frames of 10 ms in one token: the factor of all subsampling in the encoder."""
+    """Frames of 10 ms per token: the total subsampling factor of the encoder."""
     return encoder_frames_in_token(config) * subsampling_factor(config)
 
 
 def subsampling_factor(config: Config) -> int:
-    """Frames of 10 ms in one frame after subsampling; 1 where subsampling is one linear map."""
+    """Frames of 10 ms per frame after subsampling; 1 if there is no subsampling."""
     return config.encoder.subsampling_factor if config.encoder.subsampling else 1
 
 
 def encoder_frames_in_token(config: Config) -> int:
-    """Frames after subsampling in one frame of the encoder's output."""
+    """Frames after subsampling per frame of the encoder's output."""
     return config.encoder.reduction_factor if config.encoder.reduction else 1
 
 
 def input_width(config: Config) -> int:
-    """Features in one frame that enters the encoder."""
+    """Number of features in a frame of the encoder's input."""
     return config.preprocessor.features * config.preprocessor.frame_splicing
 
 
 def derived(config: Config) -> Derived:
-    """What the sections must hold, by (section, field): widths, classes, frames a token (post_conv: reference 3.3)."""
+    """All derived values by (section, field): widths, classes, frames per token (post_conv: reference 3.3)."""
     encoder, post_conv = config.encoder, config.mask_position == "post_conv"
     masked_width = encoder.d_model if post_conv else input_width(config)
     frames = encoder_frames_in_token(config) if post_conv else frames_in_token(config)
@@ -63,11 +63,11 @@ def derived(config: Config) -> Derived:
 
 
 def fill(config: Config) -> dict[str, Any]:
-    """The sections with their open fields filled, by name."""
+    """The sections with their derived fields filled in, by name."""
     values: dict[str, dict[str, Any]] = {}
     for (name, field), value in derived(config).items():
         given = getattr(getattr(config, name), field)
-        if given is None or _gives_way(config, name, field, given):
+        if given is None or _is_replaced(config, name, field, given):
             values.setdefault(name, {})[field] = value
     encoder = values.setdefault("encoder", {})
     if config.encoder.subsampling_conv_channels == -1:
@@ -83,8 +83,8 @@ def fill(config: Config) -> dict[str, Any]:
     return filled
 
 
-def _gives_way(config: Config, name: str, field: str, given: Any) -> bool:
-    """Whether a given value is replaced: ``compat`` by the whole's, and pre_conv's widths by post_conv's (Q20)."""
+def _is_replaced(config: Config, name: str, field: str, given: Any) -> bool:
+    """Whether a given value is replaced: ``compat`` by that of the config, widths of pre_conv under post_conv (Q20)."""
     if field == "compat":
         return config.compat == "legacy"
     if config.mask_position != "post_conv" or name not in ("masking", "quantizer", "loss"):

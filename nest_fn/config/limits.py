@@ -1,7 +1,7 @@
-"""The range of every number in a configuration: what the layers need, and what no machine could hold.
+"""The valid range of every number in a configuration.
 
-One table, checked before anything is derived from these numbers. The upper ends are far above what anyone trains; they
-keep a slip of the keyboard from asking for terabytes, or for a loop that never ends.
+All are checked before other values are derived from them. The upper limits are far above practical values; they prevent
+a typing error from allocating terabytes or causing an endless loop.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .parse.problems import Problems
 
 
 class Range(NamedTuple):
-    """Numbers from ``low`` to ``high``, the ends among them unless they are open."""
+    """An interval from ``low`` to ``high``, which includes its ends unless they are open."""
 
     low: float
     high: float
@@ -24,7 +24,7 @@ class Range(NamedTuple):
     open_high: bool = False
 
     def fault(self, value: float) -> str | None:
-        """What is wrong with a number, None if nothing is."""
+        """Describe why a number is outside of the interval; None if it is inside."""
         above = value > self.low if self.open_low else value >= self.low
         below = value < self.high if self.open_high else value <= self.high
         if above and below:
@@ -37,15 +37,15 @@ class Range(NamedTuple):
         return f"must be above {self.low:g}" if self.open_low else f"must be at least {self.low:g}"
 
 
-SHARE = Range(0, 1)
+FRACTION = Range(0, 1)
 BELOW_ONE = Range(0, 1, open_high=True)
 FRAMES = Range(-1, 2**31)
-COUNT = Range(0, 10**12)  # of steps
+COUNT = Range(0, 10**12)  # steps, updates, checkpoints
 SECONDS = Range(0, 1e9)
-WAIT = Range(0, 1e8, open_low=True)  # seconds that the system can wait for
+WAIT = Range(0, 1e8, open_low=True)  # seconds, within the limits of system timeouts
 DECIBEL = Range(-200, 200)
 
-_ALSO_TEXT = ("preprocessor.log_zero_guard_value", "encoder.conv_context_size", "data.channel")
+_NUMBER_OR_TEXT = ("preprocessor.log_zero_guard_value", "encoder.conv_context_size", "data.channel")
 
 LIMITS: dict[str, Range] = {
     "sample_rate": Range(1, 1_000_000),
@@ -70,10 +70,10 @@ LIMITS: dict[str, Range] = {
     "preprocessor.fixed_mean": Range(-1e6, 1e6),
     "preprocessor.fixed_std": Range(0, 1e6, open_low=True),
     "preprocessor.frame_splicing": Range(1, 1024),
-    "preprocessor.nb_augmentation_prob": SHARE,
+    "preprocessor.nb_augmentation_prob": FRACTION,
     "preprocessor.nb_max_freq": Range(0, 500_000, open_low=True),
     "masking.block_size": Range(1, 2**20),
-    "masking.mask_prob": SHARE,
+    "masking.mask_prob": FRACTION,
     "masking.mask_value": Range(-1e6, 1e6),
     "masking.max_mask_ratio": Range(0, 1, open_low=True),
     "masking.feat_in": Range(1, 2**24),
@@ -94,7 +94,7 @@ LIMITS: dict[str, Range] = {
     "encoder.reduction_factor": Range(1, 1024),
     "encoder.ff_expansion_factor": Range(1, 1024),
     "encoder.att_context_size": Range(-(2**31), 2**31),
-    "encoder.att_context_probs": SHARE,
+    "encoder.att_context_probs": FRACTION,
     "encoder.global_tokens": Range(0, 2**20),
     "encoder.global_tokens_spacing": Range(1, 2**20),
     "encoder.pos_emb_max_len": Range(1, 2**31),
@@ -120,7 +120,7 @@ LIMITS: dict[str, Range] = {
     "optim.momentum": BELOW_ONE,
     "optim.sched.d_model": Range(1, 2**31),
     "optim.sched.warmup_steps": COUNT,
-    "optim.sched.warmup_ratio": SHARE,
+    "optim.sched.warmup_ratio": FRACTION,
     "optim.sched.constant_steps": COUNT,
     "optim.sched.min_lr": Range(0, 1e38),
     "optim.sched.max_steps": Range(1, 10**12),
@@ -137,21 +137,21 @@ LIMITS: dict[str, Range] = {
     "data.min_audio": Range(0, 1e6, open_low=True),
     "data.noise_budget_mb": Range(1, 2**31),
     "data.duration_tolerance": SECONDS,
-    "data.max_bad_fraction": SHARE,
+    "data.max_bad_fraction": FRACTION,
     "data.timeout_s": WAIT,
-    "data.augment.prob": SHARE,
-    "data.augment.noise_ratio": SHARE,
+    "data.augment.prob": FRACTION,
+    "data.augment.noise_ratio": FRACTION,
     "data.augment.min_r_speech": DECIBEL,
     "data.augment.max_r_speech": DECIBEL,
     "data.augment.min_r_noise": DECIBEL,
     "data.augment.max_r_noise": DECIBEL,
-    "data.augment.min_mix_rate": SHARE,
-    "data.augment.max_mix_rate": SHARE,
+    "data.augment.min_mix_rate": FRACTION,
+    "data.augment.max_mix_rate": FRACTION,
     "data.augment.min_num_segments": Range(1, 1024),
     "data.augment.max_num_segments": Range(1, 1024),
     "data.augment.min_num_speakers": Range(1, 1024),
     "data.augment.max_num_speakers": Range(1, 1024),
-    "data.augment.rir_prob": SHARE,
+    "data.augment.rir_prob": FRACTION,
     "trainer.max_steps": Range(1, 10**12),
     "trainer.seed": Range(-(2**63), 2**64, open_high=True),
     "trainer.accumulate": Range(1, 2**20),
@@ -172,10 +172,10 @@ LIMITS: dict[str, Range] = {
 
 
 def check_limits(config: Any, problems: Problems) -> None:
-    """Note every number of the configuration that is out of its range."""
+    """Record a problem for every number that is out of its range."""
     for path, value in _values(config, ""):
         limit = LIMITS.get(path)
-        if limit and isinstance(value, str | bool) and path not in _ALSO_TEXT:
+        if limit and isinstance(value, str | bool) and path not in _NUMBER_OR_TEXT:
             problems.add(path, f"wants a number, got {shown(value)}")
         for number in _numbers(value) if limit else ():
             fault = limit.fault(number) if limit else None
@@ -185,7 +185,7 @@ def check_limits(config: Any, problems: Problems) -> None:
 
 
 def check_sections(config: Any) -> None:
-    """Raise ``TypeError`` for a section that is something else, a mapping perhaps."""
+    """Raise ``TypeError`` if a section is not of its class, for example a mapping."""
     for field in dataclasses.fields(config):
         wanted, value = field.default_factory, getattr(config, field.name)
         if isinstance(wanted, type) and not isinstance(value, wanted):
@@ -194,7 +194,7 @@ def check_sections(config: Any) -> None:
 
 
 def _values(section: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Every setting by its dotted path."""
+    """All settings with their dotted paths."""
     for field in dataclasses.fields(section):
         value = getattr(section, field.name)
         if dataclasses.is_dataclass(value):

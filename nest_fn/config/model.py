@@ -1,7 +1,7 @@
 """The model's settings: frozen dataclasses that mirror the reference's ``model:`` YAML (reference 1.2, 2 to 5).
 
-Every default is the NEST recipe (the reference's ``nest_fast-conformer.yaml``), so that ``Config()`` is NEST-Large.
-Units stand beside numbers; ``None`` means "derived" or "off", as each field says.
+The defaults are those of the NEST recipe (the reference's ``nest_fast-conformer.yaml``), so that ``Config()`` is
+NEST-Large. Comments give the units; ``None`` means "derived" or "off", as noted at each field.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Literal
 from .representation import ShortRepr
 
 Compat = Literal["current", "legacy"]
-"""Numerics of the reference since 2.5 (``current``) or up to 2.4 (``legacy``): reference 0."""
+"""Numerics of the reference from version 2.5 on (``current``) or up to 2.4 (``legacy``): reference 0."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -25,7 +25,7 @@ class PreprocessorConfig(ShortRepr):
     n_window_size: int | None = None  # samples; excludes window_size
     n_window_stride: int | None = None  # samples; excludes window_stride
     window: str = "hann"  # hann, hamming, blackman, bartlett
-    n_fft: int | None = 512  # None: next power of two that holds the window
+    n_fft: int | None = 512  # samples; None: next power of two not below the window
     preemph: float | None = 0.97  # None: off
     features: int = 80  # mel bins
     lowfreq: float = 0.0  # Hz
@@ -43,7 +43,7 @@ class PreprocessorConfig(ShortRepr):
     fixed_std: tuple[float, ...] | None = None  # [features], for normalize=fixed
     frame_splicing: int = 1
     exact_pad: bool = False
-    nb_augmentation_prob: float = 0.0  # share of utterances made narrow-band in training
+    nb_augmentation_prob: float = 0.0  # probability that an utterance is made narrow-band in training
     nb_max_freq: float = 4000.0  # Hz
     compat: Compat = "current"
 
@@ -54,14 +54,14 @@ class PreprocessorConfig(ShortRepr):
 
     @property
     def hop_length(self) -> int:
-        """Samples from one frame to the next."""
+        """Samples between the starts of two frames."""
         if self.n_window_stride is not None:
             return self.n_window_stride
         return int((self.window_stride or 0) * self.sample_rate)
 
     @property
     def fft_length(self) -> int:
-        """Samples in one FFT: ``n_fft`` or the next power of two that holds the window."""
+        """Samples in one FFT: ``n_fft``, or the next power of two not below the window."""
         return self.n_fft if self.n_fft is not None else 1 << (self.window_length - 1).bit_length()
 
 
@@ -70,13 +70,13 @@ class MaskingConfig(ShortRepr):
     """Random block masking (reference 3)."""
 
     block_size: int = 40  # frames of 10 ms, also under post_conv (divided by the subsampling factor there)
-    mask_prob: float = 0.01  # per frame with allow_overlap, overall proportion without
+    mask_prob: float = 0.01  # probability per frame with allow_overlap, fraction of all frames without
     allow_overlap: bool = True
     freeze: bool = True  # False: the mask embedding is trained
     mask_value: float | None = None  # None: embedding drawn from N(0, 0.1^2); else a constant, never trained
     max_mask_ratio: float = 0.8  # an utterance is short if block_size >= max_mask_ratio * frames
     feat_in: int | None = None  # None: derived
-    force_block: bool = False  # True: every utterance gets at least one block (Q14)
+    force_block: bool = False  # True: every utterance has at least one masked block (Q14)
 
 
 @dataclass(frozen=True, repr=False)
@@ -89,9 +89,11 @@ class QuantizerConfig(ShortRepr):
     dist_fn: str = "l2"  # l2, cosine
     freeze: bool = True
     squeeze_single: bool | None = None  # None: Config.squeeze_single
-    combine_time_steps: int | None = None  # frames a token; None: the subsampling factor (1 under post_conv)
+    combine_time_steps: int | None = None  # frames per token; None: the subsampling factor (1 under post_conv)
     feat_in: int | None = None  # None: derived
-    input_norm: bool = False  # normalise each stacked frame before projection, as upstream's newer quantizer
+    input_norm: bool = (
+        False  # True: normalise stacked frames before projection, as NeMo's newer quantizer (reference 0)
+    )
     precision: str = "float64"  # of the nearest-code search: float64 (as the reference), float32
 
 
@@ -100,7 +102,7 @@ class EncoderConfig(ShortRepr):
     """FastConformer encoder (reference 4.1)."""
 
     feat_in: int | None = None  # None: preprocessor.features
-    feat_out: int = -1  # > 0: an extra linear map after the last layer
+    feat_out: int = -1  # > 0: width of an extra linear layer after the last layer
     n_layers: int = 17
     d_model: int = 512
     n_heads: int = 8
@@ -122,7 +124,7 @@ class EncoderConfig(ShortRepr):
     global_attn_separate: bool = False
     xscaling: bool = True
     untie_biases: bool = True
-    pos_emb_max_len: int = 5000  # accepted; positions are computed for the length at hand
+    pos_emb_max_len: int = 5000  # accepted without effect; positions are computed for any length
     conv_kernel_size: int = 9
     conv_norm_type: str = "batch_norm"  # batch_norm, layer_norm, instance_norm, fused_batch_norm, group_normN
     conv_context_size: tuple[int, int] | str | None = None  # (left, right), causal, None: symmetric
@@ -135,15 +137,15 @@ class EncoderConfig(ShortRepr):
     stochastic_depth_mode: str = "linear"  # linear, uniform
     stochastic_depth_start_layer: int = 1
     use_pytorch_sdpa: bool = False
-    masked_batch_norm: bool = False  # True: padded frames are left out of batch statistics (Q27)
-    aligned_local_positions: bool = False  # True: position scores at the right keys where left != right (Q47)
-    detach_subsampling: bool = False  # True: post_conv as the reference, where subsampling never trains (Q18)
+    masked_batch_norm: bool = False  # True: padded frames are excluded from batch statistics (Q27)
+    aligned_local_positions: bool = False  # True: position scores at the right keys if left != right (Q47)
+    detach_subsampling: bool = False  # True: post_conv as in the reference, where subsampling is not trained (Q18)
     compat: Compat = "current"
 
 
 @dataclass(frozen=True, repr=False)
 class DecoderConfig(ShortRepr):
-    """Linear softmax head, one for each book (reference 5)."""
+    """Linear layer and softmax for each codebook (reference 5)."""
 
     feat_in: int | None = None  # None: the encoder's output width
     num_classes: int | None = None  # None: Config.num_classes
@@ -157,8 +159,8 @@ class DecoderConfig(ShortRepr):
 class LossConfig(ShortRepr):
     """Cross-entropy on masked tokens (reference 5)."""
 
-    mask_threshold: float = 0.8  # a token counts when more than this share of its frames is masked
-    combine_time_steps: int | None = None  # frames a token; None: as the quantizer
+    mask_threshold: float = 0.8  # a token enters the loss if more than this fraction of its frames is masked
+    combine_time_steps: int | None = None  # frames per token; None: as for the quantizer
     num_decoders: int | None = None  # None: Config.num_books
     squeeze_single: bool | None = None  # None: Config.squeeze_single
-    capacity: float = 1.0  # compiled runs: fraction of a batch's tokens that the decoder can take
+    capacity: float = 1.0  # compiled runs: maximum fraction of a batch's tokens that the decoder processes

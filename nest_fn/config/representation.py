@@ -7,10 +7,10 @@ from typing import Any
 
 
 class ShortRepr:
-    """Base of the configuration's dataclasses, which are made with ``repr=False`` so that this ``repr`` is theirs."""
+    """Base class of the configuration's dataclasses, which set ``repr=False`` to inherit this ``repr``."""
 
     def __repr__(self) -> str:
-        """A call that makes an equal object: ``EncoderConfig(n_layers=4, d_model=144)``."""
+        """A call that constructs an equal object: ``EncoderConfig(n_layers=4, d_model=144)``."""
         fields = dataclasses.fields(self)  # type: ignore[arg-type]  # every subclass is a dataclass
         shown = [
             (field.name, self._shown(field.name)) for field in fields if self._shown(field.name) != _default(field)

@@ -1,4 +1,4 @@
-"""Fields that may be left open in a section and must be known where they are used."""
+"""Access to fields that may be ``None`` in a section but must be set where they are used."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 def required(value: T | None, name: str) -> T:
-    """``value``, or ``ValueError`` if it was left open: ``Config`` fills such fields, a lone section states them."""
+    """Return ``value``. Raises ``ValueError`` if it is ``None``, as fields may be in a section without a ``Config``."""
     if value is None:
         raise ValueError(f"config: {name} is None here; take the section from a resolved Config, or state it.")
     return value

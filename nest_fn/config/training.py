@@ -1,4 +1,4 @@
-"""Settings of a training run: data, augmentation, optimiser, schedule, trainer. The core never reads them."""
+"""Settings of a training run: data, augmentation, optimizer, schedule, trainer. The model does not read them."""
 
 from __future__ import annotations
 
@@ -10,56 +10,60 @@ from .representation import ShortRepr
 
 @dataclass(frozen=True, repr=False)
 class AugmentConfig(ShortRepr):
-    """Noise and other speakers mixed into the input (reference 7.5). Ratios are dB of audio over noise."""
+    """Noise and other speakers mixed into the input (reference 7.5). Ratios are dB of the audio over what is added."""
 
-    prob: float = 0.5  # share of utterances that are augmented
-    noise_ratio: float = 0.5  # share of those that get noise; the rest get other speakers of the batch
+    prob: float = 0.5  # probability that an utterance is augmented
+    noise_ratio: float = 0.5  # probability that it is noise; otherwise other speakers of the batch
     min_r_speech: float = -5.0  # dB
     max_r_speech: float = 5.0
     min_r_noise: float = -5.0
     max_r_noise: float = 20.0
-    min_mix_rate: float = 0.5  # share of the utterance that is covered
+    min_mix_rate: float = 0.5  # fraction of the utterance that is covered
     max_mix_rate: float = 0.5
     min_num_segments: int = 1
     max_num_segments: int = 1
     min_num_speakers: int = 1
     max_num_speakers: int = 1
-    rir_prob: float = 0.0  # share of utterances convolved with a room impulse response
-    keep_raw_noise: bool = False  # True: untouched rows keep their noise at its raw gain, as the reference (Q32)
+    rir_prob: float = 0.0  # probability that an utterance is convolved with a room impulse response
+    keep_raw_noise: bool = (
+        False  # True: rows without augmentation keep their noise at gain 1, as in the reference (Q32)
+    )
 
 
 @dataclass(frozen=True, repr=False)
 class DataConfig(ShortRepr):
-    """Where audio comes from and how it is batched."""
+    """Sources of audio, and batching."""
 
     train: tuple[str, ...] = ()  # manifests (JSONL)
     valid: tuple[str, ...] = ()
     noise: tuple[str, ...] = ()
     rir: tuple[str, ...] = ()
-    train_shards: tuple[str, ...] = ()  # tar archives of the training manifests, e.g. audio_{0..511}.tar; empty: files
+    train_shards: tuple[
+        str, ...
+    ] = ()  # tar archives with the audio of the manifests, e.g. audio_{0..511}.tar; empty: files
     valid_shards: tuple[str, ...] = ()
-    weights: tuple[float, ...] | None = None  # one a training manifest: how often its utterances come in an epoch
+    weights: tuple[float, ...] | None = None  # one per training manifest: how often its utterances occur in an epoch
     min_duration: float = 1.0  # seconds
     max_duration: float = 60.0  # seconds
-    batch_seconds: float = 240.0  # padded audio in one batch of all ranks, seconds
+    batch_seconds: float = 240.0  # seconds of padded audio in one batch, over all ranks
     max_batch_size: int = 256  # utterances
-    row_multiple: int = 1  # rows of a batch are a multiple of it; set it to ranks x accumulate to spare empty rows
-    num_buckets: int = 24  # at most so many padded widths, each giving a multiple of 8 encoder frames
+    row_multiple: int = 1  # the rows of a batch are a multiple of it; ranks x accumulate avoids empty rows
+    num_buckets: int = 24  # maximum number of padded widths, each a multiple of 8 encoder frames
     shuffle: bool = True
     num_workers: int = 4
-    prefetch: int = 4  # batches ahead of the step
+    prefetch: int = 4  # batches prepared ahead of the step
     channel: Literal["error", "mix", "first"] | int = "error"  # or the index of one channel
     resample: bool = True  # False: a file of another sample rate is an error
-    short_audio: str = "pad"  # pad, repeat: what fills an utterance shorter than min_audio (reference 7.2, Q30)
+    short_audio: str = "pad"  # pad, repeat: how to fill an utterance shorter than min_audio (reference 7.2, Q30)
     min_audio: float = 1.0  # seconds
-    noise_budget_mb: int = 1024  # memory of the noise pool, int16
-    root: str | None = None  # if set, every audio path must lie below it
-    check_files: bool = True  # look at the start of a run whether every file is there
-    duration_tolerance: float | None = None  # seconds a file may miss of its duration; None: 2 samples, MP3 0.5 s
+    noise_budget_mb: int = 1024  # MB of int16 noise kept in memory
+    root: str | None = None  # if set, all audio files must be inside this folder
+    check_files: bool = True  # True: check at the start of a run that all files exist
+    duration_tolerance: float | None = None  # seconds by which a file may be too short; None: 2 samples, MP3 0.5 s
     skip_silent: bool = False  # True: an utterance whose samples are all 0 has weight 0
     on_error: str = "raise"  # raise, zero_weight
-    max_bad_fraction: float = 0.01
-    timeout_s: float = 300.0  # seconds without an answer from a worker
+    max_bad_fraction: float = 0.01  # zero_weight: the run ends if a larger fraction of utterances is unreadable
+    timeout_s: float = 300.0  # seconds to wait for a worker
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
 
@@ -77,7 +81,7 @@ class SchedConfig(ShortRepr):
 
     @property
     def warmup(self) -> int:
-        """Steps of warm-up, from ``warmup_steps`` or ``warmup_ratio``; 0 where neither is given."""
+        """Warm-up steps, from ``warmup_steps`` or ``warmup_ratio``; 0 if neither is given."""
         if self.warmup_ratio is not None:
             return int(self.warmup_ratio * (self.max_steps or 0))
         return self.warmup_steps or 0
@@ -85,10 +89,10 @@ class SchedConfig(ShortRepr):
 
 @dataclass(frozen=True, repr=False)
 class OptimConfig(ShortRepr):
-    """Optimiser and its schedule (reference 6.4)."""
+    """Optimizer and its schedule (reference 6.4)."""
 
     name: str = "adamw"  # adamw, adam, sgd
-    lr: float = 5.0  # Noam's factor, else the peak rate
+    lr: float = 5.0  # noam: its factor; else the peak learning rate
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-8
     weight_decay: float = 1e-3
@@ -98,12 +102,12 @@ class OptimConfig(ShortRepr):
 
 @dataclass(frozen=True, repr=False)
 class TrainerConfig(ShortRepr):
-    """How long, how precise, how often."""
+    """Duration, precision, device, logging, checkpoints and fault handling of a run."""
 
     max_steps: int = 100_000
     seed: int = 0
     precision: str = "fp32"  # fp32, bf16
-    compile: str = "auto"  # auto (on where CUDA is), on, off
+    compile: str = "auto"  # auto (on with CUDA), on, off
     device: str = "auto"  # auto, cpu, cuda
     accumulate: int = 1  # micro-batches in one update
     clip_norm: float = 0.0  # 0: off
@@ -112,13 +116,13 @@ class TrainerConfig(ShortRepr):
     valid_every: int = 1000
     save_every: int = 1000
     keep_last: int = 3  # checkpoints
-    keep_best: int = 0  # beside these, so many of the lowest validation loss
-    keep_every: int = 0  # beside these, those of steps divisible by it; 0: none
-    skip_nonfinite: int = 0  # updates in a row that may be left out for NaN or infinity; 0: the first one ends the run
-    skip_norm: float = 0.0  # an update whose gradient norm is above it is left out; 0: off
-    stop_on_collapse: bool = False  # True: codebook collapse ends the run instead of a warning
-    shard: bool = False  # True: each rank holds a part of parameters and optimizer state, not all
-    rank_timeout_s: float = 60.0  # seconds without a sign of life after which a rank counts as lost
-    collective_timeout_s: float = 900.0  # seconds that a rank may let the others wait, e.g. while it saves
-    threads: int = 0  # 0: torch's choice
+    keep_best: int = 0  # in addition, this many with the lowest validation loss
+    keep_every: int = 0  # in addition, those of steps divisible by it; 0: none
+    skip_nonfinite: int = 0  # consecutive updates to skip because of NaN or infinity; 0: the first ends the run
+    skip_norm: float = 0.0  # updates with a larger gradient norm are skipped; 0: off
+    stop_on_collapse: bool = False  # True: codebook collapse ends the run; False: it is a warning
+    shard: bool = False  # True: parameters and optimizer state are sharded over ranks; False: replicated
+    rank_timeout_s: float = 60.0  # seconds without a heartbeat after which a rank counts as lost
+    collective_timeout_s: float = 900.0  # maximum seconds that a rank may keep the others waiting, e.g. in a save
+    threads: int = 0  # CPU threads; 0: PyTorch's default
     deterministic: bool = False

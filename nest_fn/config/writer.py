@@ -1,4 +1,4 @@
-"""A plain mapping to YAML text that ``reader`` reads as the same mapping, and YAML 1.1 readers do too."""
+"""Writes a plain mapping as YAML that our reader and YAML 1.1 readers read as the same mapping."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FIRST = resolvers().keys() | yaml.SafeDumper.yaml_implicit_resolvers.keys()
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes the texts that a reader would take for something else, and writes lists of plain values on one line."""
+    """Quotes strings that a reader would parse as another type, and writes lists of plain values on one line."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -25,7 +25,7 @@ def _list(dumper: yaml.SafeDumper, values: list[Any]) -> yaml.Node:
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    breaks = any(character in text for character in "\x85\u2028\u2029\ufeff")  # read back as spaces unless escaped
+    breaks = any(character in text for character in "\x85\u2028\u2029\ufeff")  # would be read as spaces unless escaped
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if breaks else None)
 
 
@@ -37,5 +37,5 @@ _Dumper.add_representer(str, _text)
 
 
 def to_text(mapping: Mapping[str, Any]) -> str:
-    """YAML of nested dicts, lists and plain values, in their order."""
+    """Convert nested dicts, lists and plain values to YAML, in their order."""
     return str(yaml.dump(dict(mapping), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120))

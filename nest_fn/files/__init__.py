@@ -1,1 +1,1 @@
-"""Files without knowledge of NEST: atomic writes, locks, tensors, tar archives."""
+"""File formats and file safety, independent of NEST: atomic writes, locks, tensors, tar archives."""

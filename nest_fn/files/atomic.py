@@ -1,10 +1,10 @@
-"""Files and folders that appear whole or not at all: written beside their place, flushed, then renamed.
+"""Atomic writes: files and folders are written under a temporary name, flushed to disk, then renamed.
 
-What stands at the place already is refused, unless the caller says of it that it may be replaced.
+A path that exists already is refused unless the caller allows its replacement.
 
-A writer that dies leaves ``.NAME.PID.tmp`` behind (with the suffix of a file), and the old version in its place. While
-one folder takes another's place there is a moment without either under the name: the old one waits as ``.NAME.old``
-until the new one is there. ``last_complete`` finds it.
+A writer that dies leaves ``.NAME.PID.tmp`` behind (with the suffix of a file), and the old version at its path.
+Replacing a folder takes two renames: between them the path does not exist, and the old version is at ``.NAME.old``,
+where ``last_complete`` finds it.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from pathlib import Path
 from nest_fn.errors import CheckpointError, OutputError
 
 Replaces = Callable[[Path], str | None]
-"""Whether what stands at a path may give way: None, or why it may not."""
+"""Decides whether what exists at a path may be replaced: None if it may, else the reason why not."""
 
-_SPARE = 1 << 20  # bytes to leave free for what stands beside the tensors
+_SPARE = 1 << 20  # bytes that must be free for files other than the tensors
 _TEMPORARY = re.compile(r"\..*\.\d+\.tmp(\.\w+)?")
 
 
 @contextmanager
 def atomic_write(path: str | Path, size: int, folder: bool = False, replaces: Replaces | None = None) -> Iterator[Path]:
-    """A path to write a file (or a folder of files) to, which takes the place of ``path`` when the block ends well.
+    """A temporary path for a file (or a folder of files), which is renamed to ``path`` when the block succeeds.
 
-    ``size`` is how many bytes will be written. ``replaces`` judges what stands at ``path``; without it nothing may.
-    Raises ``OutputError`` for what may not give way, ``CheckpointError`` if the bytes are not free and if writing
-    fails; what was written is then removed, and what stood at ``path`` stays.
+    ``size`` is the number of bytes to be written. ``replaces`` decides whether an existing ``path`` may be replaced;
+    without it none may. Raises ``OutputError`` if ``path`` may not be replaced, ``CheckpointError`` if the disk has not
+    enough free bytes or writing fails; then what was written is removed and ``path`` is unchanged.
     """
     path = Path(os.path.abspath(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp" + ("" if folder else path.suffix))
@@ -42,7 +42,7 @@ def atomic_write(path: str | Path, size: int, folder: bool = False, replaces: Re
             temporary.mkdir()
         yield temporary
         _flush(temporary)
-        _check_free(path, replaces)  # somebody may have come meanwhile
+        _check_free(path, replaces)  # the path may have been created meanwhile
         _move(temporary, path, replaces)
     except BaseException as error:
         remove(temporary, strict=False)
@@ -54,13 +54,13 @@ def atomic_write(path: str | Path, size: int, folder: bool = False, replaces: Re
 
 
 def last_complete(path: str | Path) -> Path:
-    """``path``, or its former version where a writer died between taking that away and putting the new one there."""
+    """``path``, or the old version of a folder if a writer died between the two renames that replace it."""
     path = Path(path)
     return path if path.exists() or not _old(path).is_dir() else _old(path)
 
 
 def remove(path: Path, strict: bool = True) -> None:
-    """Remove a file or a folder, if it is there; ``strict=False`` does what it can."""
+    """Remove a file or a folder if it exists; ``strict=False`` ignores errors, which are ``OSError``."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=not strict)
         return
@@ -72,12 +72,12 @@ def remove(path: Path, strict: bool = True) -> None:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a name is that of a file or folder which a killed writer left."""
+    """Whether a name is that of a temporary file or folder, as a killed writer leaves it."""
     return _TEMPORARY.fullmatch(name) is not None
 
 
 def anything(path: Path) -> None:
-    """For ``replaces``: what stands in a folder of our own, under a name of our own."""
+    """A ``replaces`` that allows everything, for paths inside folders that this library manages."""
 
 
 def _check_free(path: Path, replaces: Replaces | None) -> None:
@@ -103,7 +103,7 @@ def _check_place(path: Path, size: int, folder: bool, replaces: Replaces | None)
 
 
 def _flush(path: Path) -> None:
-    """Onto the disk: contents first, then the folder that names them."""
+    """Flush to disk: first the contents of a folder, then the folder."""
     for child in sorted(path.iterdir()) if path.is_dir() else ():
         _flush(child)
     _sync(path)
@@ -118,7 +118,7 @@ def _sync(path: Path) -> None:
 
 
 def _move(temporary: Path, path: Path, replaces: Replaces | None) -> None:
-    """Put ``temporary`` in the place of ``path``. A folder that is not empty cannot be renamed over."""
+    """Rename ``temporary`` to ``path``; a folder there is renamed first, as a rename cannot replace it."""
     old = _old(path)
     if path.is_dir():
         if not _half_removed(old, path):
@@ -138,7 +138,7 @@ def _move(temporary: Path, path: Path, replaces: Replaces | None) -> None:
 
 
 def _half_removed(old: Path, path: Path) -> bool:
-    """Whether ``old`` is what a writer left that died while it removed the former version of ``path``."""
+    """Whether ``old`` is a former version of ``path`` that a writer was removing when it died."""
     return old.is_dir() and {entry.name for entry in old.iterdir()} <= {entry.name for entry in path.iterdir()}
 
 
@@ -147,13 +147,13 @@ def _old(path: Path) -> Path:
 
 
 def _reason(error: BaseException) -> str:
-    """The system's words, without the stack of a C++ library behind them."""
+    """The operating system's message, without the stack trace that a C++ library appends."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     cause = error.__context__
     if isinstance(cause, OSError) and cause.strerror:
         return cause.strerror
-    number = re.search(r"\(os error (\d+)\)", str(error))  # so safetensors quotes the system
+    number = re.search(r"\(os error (\d+)\)", str(error))  # how safetensors quotes the operating system
     return os.strerror(int(number[1])) if number else str(error).partition("\n")[0][:300]
 
 

@@ -1,4 +1,4 @@
-"""Files of the user's opened for reading: plain ones only, so that a pipe never makes a command wait."""
+"""Opening the user's files for reading: regular files only, so that a command never blocks on a pipe."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _KINDS = {
 
 
 def open_plain(path: str | Path) -> io.BufferedReader:
-    """The file open for reading bytes. Raises ``OSError`` for what is no plain file, before anything of it is read."""
-    path = os.fspath(path)  # a number would be taken for an open file
+    """Open a regular file for reading bytes. Raises ``OSError`` for anything else, without reading from it."""
+    path = os.fspath(path)  # os.open would take an int for a file descriptor
     try:
-        _refuse(os.stat(path).st_mode, path)  # before it is opened: opening a device may do something
+        _refuse(os.stat(path).st_mode, path)  # before opening it: opening a device may have side effects
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except ValueError as error:  # a null byte, or a lone surrogate
         raise OSError(errno.EINVAL, f"is no file's name ({error})", ascii(path)) from error
     try:
-        _refuse(os.fstat(descriptor).st_mode, path)  # another file may have its name by now
+        _refuse(os.fstat(descriptor).st_mode, path)  # the file may have been replaced since
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
@@ -34,7 +34,7 @@ def open_plain(path: str | Path) -> io.BufferedReader:
 
 
 def read_plain(path: str | Path) -> bytes:
-    """All bytes of a plain file. Raises ``OSError``."""
+    """Read all bytes of a regular file. Raises ``OSError``."""
     with open_plain(path) as file:
         return file.read()
 

@@ -1,8 +1,8 @@
-"""One writer a folder: a lock that the operating system gives back when its holder ends, however it ends.
+"""One writer per folder: a lock that the operating system releases when its holder ends, however it ends.
 
-A file that is there says nothing: its writer may have been killed, on this machine or on one that is gone, and numbers
-of processes come again, in containers at once. What is locked is an open file (``flock``; over NFS the server keeps
-it). On a file system that knows no locks everybody gets one.
+The existence of a lock file proves nothing: its writer may have been killed, on this machine or on one that is gone,
+and process ids are reused, in containers immediately. The lock is therefore held on an open file (``flock``; over NFS
+the server holds it). On a file system without locks, ``take`` always succeeds.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from typing import TextIO
 
 from .inputs import open_plain
 
-_HOLDER = b"process "  # how a holder's name begins
+_HOLDER = b"process "  # how a holder's description begins
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
 class Lock:
-    """A file that at most one process holds, and in which it says who it is."""
+    """A lock file that at most one process holds; its content describes the holder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: TextIO | None = None
 
     def take(self) -> str | None:
-        """None if it is ours now, else who has it: ``process 4321 on HOST``. Raises ``OSError``."""
+        """Try to take the lock: None on success, else its holder, ``process 4321 on HOST``. Raises ``OSError``."""
         while True:
-            file = open(self.path, "a+")  # noqa: SIM115 - it is to stay open
+            file = open(self.path, "a+")  # noqa: SIM115 - it stays open while the lock is held
             try:
                 if not _locked(file):
                     file.seek(0)
@@ -47,10 +47,10 @@ class Lock:
             except BaseException:
                 file.close()
                 raise
-            file.close()  # its former holder removed it between our opening and our locking: there is another by now
+            file.close()  # its last holder removed it after we opened it: try again with the new file
 
     def is_ours(self) -> bool:
-        """Whether a file is there that a holder wrote, alive or not."""
+        """Whether the file exists and was written by this class, whether or not its holder is alive."""
         try:
             with open_plain(self.path) as file:
                 return file.read(len(_HOLDER)) == _HOLDER
@@ -58,7 +58,7 @@ class Lock:
             return False
 
     def release(self) -> None:
-        """Give it back, if it is ours. A file that cannot be removed stays, and stops nobody."""
+        """Release the lock if we hold it. A file that cannot be removed stays and blocks nobody."""
         if self._file is not None:
             with suppress(OSError):
                 self.path.unlink(missing_ok=True)
@@ -73,7 +73,7 @@ class Lock:
 
 
 def holder(path: Path) -> str | None:
-    """Who has the lock at ``path`` now, in words; None if nobody has."""
+    """The current holder of the lock at ``path``, as ``Lock.take`` describes it; None if it is free."""
     try:
         with open(path) as file:
             try:

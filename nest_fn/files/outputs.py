@@ -1,6 +1,6 @@
-"""The one guard of all outputs: nothing is overwritten or deleted that was not written by the same command before.
+"""Protection of outputs: a command overwrites and deletes only what the same command wrote before.
 
-A command claims its place before it works, and looks again when it writes::
+A command claims its output path before it starts, and the path is checked again when it is written::
 
     place = claim(path, origin, folder=False, inputs=[source], overwrite=args.overwrite)
     if place.done:
@@ -8,9 +8,10 @@ A command claims its place before it works, and looks again when it writes::
     with written(place) as temporary:
         ...
 
-What was written carries a mark that says what made it of what (its *origin*) and lists its files: ``origin.json`` in a
-folder, ``.NAME.origin.json`` beside a file. A place that is taken is refused, unless its mark has the very same origin
-(then the work is done, or goes on), or ``overwrite`` is set and it holds what its mark lists and nothing else.
+Every output has a mark, which records what it was made from and how (its *origin*) and lists its files:
+``origin.json`` in a folder, ``.NAME.origin.json`` beside a file. A path that exists is refused unless its mark has the
+same origin (then the work is finished, or is resumed), or unless ``overwrite`` is set and it holds only what its mark
+lists.
 """
 
 from __future__ import annotations
@@ -34,28 +35,28 @@ from .quoting import clip, shown
 MARK = "origin.json"
 _CHANGED = "was changed since it was written"
 Origin = Mapping[str, Any]
-"""What an output was made by and of, as values for JSON: ``command``, ``version``, digests of inputs, settings."""
+"""How an output was made, as values for JSON: ``command``, ``version``, digests of inputs, settings."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A place to write to that was found free, or replaceable, or begun by the same command on the same inputs."""
+    """An output path that is free, or replaceable, or was begun by the same command on the same inputs."""
 
     path: Path
     origin: dict[str, Any]
     folder: bool
-    begun: bool = False  # the same origin's work stands here, whole or in part
-    done: bool = False  # and it is whole
-    replaced: tuple[str, ...] | None = None  # files of another origin that give way, below ``path``
+    begun: bool = False  # output of the same origin exists, complete or in part
+    done: bool = False  # and it is complete
+    replaced: tuple[str, ...] | None = None  # files of another origin to replace, relative to ``path``
 
     @property
     def mark(self) -> Path:
-        """The file that says what wrote this."""
+        """Path of the file that records the origin."""
         return mark_of(self.path, self.folder)
 
 
 def mark_of(path: Path, folder: bool) -> Path:
-    """Where the mark of an output stands."""
+    """Path of the mark of an output."""
     return path / MARK if folder else path.with_name(f".{path.name}.{MARK}")
 
 
@@ -63,9 +64,9 @@ def claim(
     path: str | Path, origin: Origin, *, folder: bool, inputs: Iterable[str | Path] = (),
     overwrite: bool | None = False,
 ) -> Place:  # fmt: skip
-    """Find out whether ``path`` may be written to; touches nothing. Raises ``OutputError`` that says why it may not.
+    """Check whether ``path`` may be written to, without changing anything. Raises ``OutputError`` if it may not.
 
-    ``overwrite`` is None for a command that has no such option.
+    ``overwrite`` is None for a command without such an option.
     """
     path = Path(path)
     place = Place(Path(os.path.abspath(path)), json.loads(json.dumps(dict(origin))), folder)
@@ -93,11 +94,11 @@ def claim(
 
 
 def begin(place: Place, files: Iterable[str] | None = None) -> None:
-    """Make the folder and its mark, in place of what gives way. ``files``: all that will stand there, if known."""
+    """Create the folder and its mark, and remove the files to replace. ``files``: all that will be in it, if known."""
     for name in place.replaced or ():
         remove(place.path / name)
         for folder in (place.path / name).relative_to(place.path).parents:
-            with suppress(OSError):  # something is still in it
+            with suppress(OSError):  # not empty
                 (place.path / folder).rmdir()
     absent = [folder for folder in (place.path, *place.path.parents) if not folder.exists()]
     try:
@@ -111,17 +112,20 @@ def begin(place: Place, files: Iterable[str] | None = None) -> None:
 
 
 def finish(place: Place, files: Iterable[str]) -> None:
-    """Note in a folder's mark that all its files are written."""
+    """Record in a folder's mark that all its files are written."""
     _write_mark(place, files, done=True)
 
 
 @contextmanager
 def written(place: Place, size: int = 0) -> Iterator[Path]:
-    """A path for the block to make a file (or a folder) at; it and its mark are in place when the block ends well."""
+    """A temporary path at which the block creates a file (or a folder); on success it is renamed and its mark written.
+
+    Raises ``OutputError`` and ``CheckpointError`` as ``atomic_write`` does.
+    """
     taken = place.replaced is not None or place.begun
-    with atomic_write(place.path, size, place.folder, _still_ours(place.folder) if taken else None) as temporary:
+    with atomic_write(place.path, size, place.folder, _may_still_replace(place.folder) if taken else None) as temporary:
         if place.folder:
-            temporary.rmdir()  # the block makes it
+            temporary.rmdir()  # the block creates it
         yield temporary
         if place.folder:
             files = [path.relative_to(temporary).as_posix() for path in sorted(temporary.rglob("*")) if path.is_file()]
@@ -133,7 +137,7 @@ def written(place: Place, size: int = 0) -> Iterator[Path]:
 
 
 def contents(path: Path) -> str:
-    """What stands at a path, in words."""
+    """Describe what exists at a path, for a message."""
     if not path.is_dir():
         return "is there already"
     if (path / "checkpoints").is_dir() and any((path / name).exists() for name in ("command.txt", "lock")):
@@ -145,7 +149,7 @@ def contents(path: Path) -> str:
 
 
 def _check_parents(path: Path) -> None:
-    """The nearest folder above that exists must be one, and take new files."""
+    """Raise ``OutputError`` unless the nearest existing parent is a writable folder."""
     above = Path(os.path.abspath(path)).parent
     while not os.path.lexists(above):
         above = above.parent
@@ -174,7 +178,7 @@ def _check_kind(path: Path, folder: bool, inputs: list[str | Path]) -> None:
 
 
 def _difference(old: Origin, new: Origin) -> str | None:
-    """The first fact that two origins do not share, in words."""
+    """The first difference of two origins, for a message; None if they are equal."""
     for key in sorted({*old, *new}):
         if old.get(key) != new.get(key):
             return f"{key} was {clip(json.dumps(old.get(key)))}, is {clip(json.dumps(new.get(key)))}"
@@ -182,14 +186,14 @@ def _difference(old: Origin, new: Origin) -> str | None:
 
 
 def _is_whole(path: Path, mark: Mapping[str, Any]) -> bool:
-    """Whether all that a finished output's mark lists is there; a file, with the bytes that were written."""
+    """Whether all files that a mark lists exist; for an output of one file, whether its SHA-256 matches."""
     if path.is_dir():
         return all((path / str(name)).exists() for name in mark.get("files") or ())
     return bool(mark.get("sha256") == _sha256(path))
 
 
 def _obstacle(path: Path, mark: Mapping[str, Any]) -> str | None:
-    """Why an output must not give way: anything is there that its mark does not list. None if it may."""
+    """Why an output must not be replaced, such as a file that its mark does not list; None if it may be."""
     if not isinstance(mark.get("files"), list):
         return "was not finished, so not all in it is known to be ours"
     if not path.is_dir():
@@ -204,8 +208,8 @@ def _obstacle(path: Path, mark: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _still_ours(folder: bool) -> Replaces:
-    """For ``atomic_write``: the same judgement again, for somebody may have put something there meanwhile."""
+def _may_still_replace(folder: bool) -> Replaces:
+    """The argument ``replaces`` of ``atomic_write``: the same check again, as the path may have changed meanwhile."""
 
     def judge(path: Path) -> str | None:
         mark = _read_mark(mark_of(path, folder))
@@ -215,7 +219,7 @@ def _still_ours(folder: bool) -> Replaces:
 
 
 def _read_mark(path: Path) -> dict[str, Any] | None:
-    """A mark's content; None where none is, or it is none of ours."""
+    """Content of a mark; None if there is no mark of this library."""
     try:
         content = json.loads(read_plain(path))
     except (OSError, ValueError):
@@ -223,14 +227,14 @@ def _read_mark(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) and isinstance(content.get("origin"), dict) else None
 
 
-def _own_mark(path: Path) -> str | None:
+def _may_replace_mark(path: Path) -> str | None:
     return None if _read_mark(path) is not None else "is there already, and no mark of this library"
 
 
 def _write_mark(place: Place, files: Iterable[str] | None, done: bool, **more: Any) -> None:
     content = {"written_by": "nest_fn", "origin": place.origin, "done": done, **more}
     content["files"] = None if files is None else list(files)
-    with atomic_write(place.mark, 0, replaces=_own_mark) as temporary:
+    with atomic_write(place.mark, 0, replaces=_may_replace_mark) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

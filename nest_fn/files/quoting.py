@@ -1,23 +1,23 @@
-"""Values as messages quote them: one line, printable, and short, whatever came."""
+"""How messages quote values: on one line, printable and short, whatever the value."""
 
 from __future__ import annotations
 
 import re
 
 _WITHIN = re.compile(r"\n(?!  )")
-WIDTH = 80  # characters that a value may take
-_LINE = 1000  # characters of a message's line
+WIDTH = 80  # maximum characters of a quoted value
+_LINE = 1000  # maximum characters of a line of a message
 
 
 def shown(value: object, width: int = WIDTH) -> str:
-    """``repr`` of a value, its middle left out where it is long."""
-    if isinstance(value, str) and len(value) > 4 * width:  # no copy of a huge text is made
+    """``repr`` of a value, with its middle left out if it is long."""
+    if isinstance(value, str) and len(value) > 4 * width:  # avoids the repr of a huge string
         value = value[: 2 * width] + value[-2 * width :]
     return clip(repr(value), width)
 
 
 def clip(text: str, width: int = WIDTH) -> str:
-    """A text of at most ``width`` characters: of a long one the beginning and the end."""
+    """Shorten a string to at most ``width`` characters, keeping its beginning and its end."""
     if len(text) <= width:
         return text
     half = (width - 3) // 2
@@ -25,9 +25,9 @@ def clip(text: str, width: int = WIDTH) -> str:
 
 
 def printable(text: str, width: int = _LINE) -> str:
-    """A message for a terminal: control characters and lone surrogates escaped, each line clipped.
+    """Make a message safe for a terminal: escape control characters and lone surrogates, shorten each line.
 
-    A new line stays where an item of a list begins, two spaces in; one within a name is escaped.
+    A newline is kept only before a list item, which is indented by two spaces; all others are escaped.
     """
     lines = _WITHIN.sub(r"\\n", text).split("\n")
     return "\n".join(clip("".join(map(_escaped, line)), width) for line in lines)

@@ -1,7 +1,7 @@
-"""Tensors by name in one file: ``.safetensors`` where that package is installed, else ``.pt``, PyTorch's own format.
+"""Named tensors in one file: ``.safetensors`` if that package is installed, else ``.pt``, PyTorch's own format.
 
-Neither runs anything when read. A ``.pt`` file is a zip archive with a pickle that may name tensors, plain values and
-nothing else (``weights_only=True``); every record's CRC is compared too, which ``torch.load`` does not do.
+Reading either executes no code. A ``.pt`` file is a zip archive with a pickle, which may contain only tensors and plain
+values (``weights_only=True``); the CRC of every record is checked too, which ``torch.load`` does not do.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _CHUNK = 1 << 22  # bytes
 
 
 def usual_suffix() -> str:
-    """The suffix to write where the user has not chosen one."""
+    """The suffix of files to write if the user has not chosen one."""
     try:
         _package()
     except ImportError:
@@ -35,25 +35,25 @@ def usual_suffix() -> str:
 
 
 def check_writable(path: Path) -> None:
-    """Raise ``CheckpointError`` if the suffix wants a package that is not there."""
+    """Raise ``CheckpointError`` if the suffix needs a package that is not installed."""
     if path.suffix == ".safetensors":
         _safetensors(path)
 
 
 def size_of(leaves: Mapping[str, Tensor]) -> int:
-    """Bytes of all tensors."""
+    """Size of all tensors in bytes."""
     return sum(leaf.numel() * leaf.element_size() for leaf in leaves.values())
 
 
 def write_tensors(path: Path, leaves: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors by name, and texts beside them. The suffix of ``path`` says how."""
-    own = _own(leaves)
+    """Write named tensors and string metadata, in the format of the suffix of ``path``."""
+    own = _with_own_storage(leaves)
     texts = dict(metadata or {})
     if path.suffix == ".safetensors":
         package = _safetensors(path)
         path.touch()
-        mode = path.stat().st_mode & 0o777  # as any new file has it; the package's own is for its owner alone
-        package.torch.save_file(own, path, metadata=texts or None)  # it writes {} so that it cannot read it
+        mode = path.stat().st_mode & 0o777  # that of new files; the package's own is readable by the owner only
+        package.torch.save_file(own, path, metadata=texts or None)  # it could not read back an empty dict
         path.chmod(mode)
         return
     with open(path, "wb") as file:
@@ -61,7 +61,7 @@ def write_tensors(path: Path, leaves: Mapping[str, Tensor], metadata: Mapping[st
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and texts of a file that ``write_tensors`` wrote. Raises ``CheckpointError`` naming the file."""
+    """Read the tensors and metadata that ``write_tensors`` wrote. Raises ``CheckpointError`` naming the file."""
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     with opened(path) as file:
@@ -75,7 +75,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def opened(path: str | Path) -> BinaryIO:
-    """The file open for reading. Raises ``CheckpointError`` if it is not there or must not be read."""
+    """Open a regular file for reading. Raises ``CheckpointError`` if it is missing or cannot be read."""
     try:
         return open_plain(path)
     except OSError as error:
@@ -83,7 +83,10 @@ def opened(path: str | Path) -> BinaryIO:
 
 
 def tensors_only(mapping: Any, source: str) -> dict[str, Tensor]:
-    """The mapping, if it holds dense tensors by name. Raises ``CheckpointError`` naming the first other thing."""
+    """Check that a mapping holds dense tensors by name and return them, detached.
+
+    Raises ``CheckpointError`` naming the first entry that is something else.
+    """
     if not isinstance(mapping, Mapping):
         raise CheckpointError(f"{source}: wants tensors by name, holds a {type(mapping).__name__}.")
     for name, leaf in mapping.items():
@@ -97,9 +100,10 @@ def tensors_only(mapping: Any, source: str) -> dict[str, Tensor]:
 
 
 def read_torch(file: BinaryIO, source: str, allowed: Mapping[str, type] | None = None) -> Any:
-    """What ``torch.save`` wrote to ``file``, on the CPU: tensors, plain values, and the classes ``allowed`` by name.
+    """Read what ``torch.save`` wrote, onto the CPU: tensors, plain values, and the classes ``allowed`` by name.
 
-    Raises ``CheckpointError`` for anything else that the pickle names, for damage, and for formats before PyTorch 1.6.
+    Raises ``CheckpointError`` if the pickle names any other class, for damaged files and for formats before PyTorch
+    1.6.
     """
     _check_records(file, source)
     known: list[Any] = [(stand_in, name) for name, stand_in in (allowed or {}).items()]
@@ -111,7 +115,7 @@ def read_torch(file: BinaryIO, source: str, allowed: Mapping[str, type] | None =
             if not foreign:
                 file.seek(0)
                 return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle may end in any exception; none is ours
+    except Exception as error:  # a damaged pickle may raise any exception; none is ours
         raise CheckpointError(f"{source}: is damaged: {type(error).__name__}: {_first_line(error)}") from error
     shown = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
     raise CheckpointError(
@@ -120,7 +124,7 @@ def read_torch(file: BinaryIO, source: str, allowed: Mapping[str, type] | None =
 
 
 def _check_records(file: BinaryIO, source: str) -> None:
-    """Every record of the archive, stored as PyTorch stores it, with the CRC that it claims."""
+    """Raise ``CheckpointError`` unless all records are stored as PyTorch stores them and match their CRC."""
     file.seek(0)
     if file.read(4) != b"PK\x03\x04":
         raise CheckpointError(f"{source}: is no file of torch.save, or one from before PyTorch 1.6.")
@@ -134,11 +138,11 @@ def _check_records(file: BinaryIO, source: str) -> None:
                 if record.filename.endswith("/byteorder") and archive.read(record) != b"little":
                     raise CheckpointError(f"{source}: was written on a big-endian machine; save it anew on another.")
                 with archive.open(record) as content:
-                    while content.read(_CHUNK):  # the end of it compares the CRC
+                    while content.read(_CHUNK):  # the CRC is checked at the end
                         pass
     except CheckpointError:
         raise
-    except Exception as error:  # zipfile raises many kinds on damage
+    except Exception as error:  # zipfile raises many kinds of errors for damaged files
         raise CheckpointError(f"{source}: is damaged or cut short: {_first_line(error)}") from error
 
 
@@ -149,7 +153,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with package.safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except Exception as error:  # its errors and those of the json in a damaged header
+    except Exception as error:  # its own errors, and those of JSON for a damaged header
         raise CheckpointError(f"{path}: is damaged or cut short: {_first_line(error)}") from error
 
 
@@ -162,12 +166,12 @@ def _safetensors(path: Path) -> Any:
 
 def _package() -> Any:
     package = load_extra("safetensors")
-    importlib.import_module("safetensors.torch")  # an attribute of the package from now on
+    importlib.import_module("safetensors.torch")  # makes it available as an attribute of the package
     return package
 
 
-def _own(leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """On the CPU, dense, each with storage of its own: a view would bring along all that it looks at."""
+def _with_own_storage(leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU, contiguous, each with its own storage: saving a view would save its whole storage."""
     own: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, leaf in leaves.items():

@@ -1,6 +1,6 @@
-"""The shape of a tree as plain values for JSON, where tensors become texts such as ``float32 [512, 80]``.
+"""The structure of a tree as plain values for JSON, in which tensors are strings such as ``float32 [512, 80]``.
 
-Flat files of tensors by name forget empty branches and whether a branch was a list; this remembers them.
+A flat file of named tensors loses empty branches and the difference between lists and dicts; the structure keeps them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from nest_fn.layers.types import Tensor
 
 
 def tree_spec(tree: Any, path: str = "") -> Any:
-    """Nested dicts and lists with a text for each tensor; ``None`` stays. Raises ``ValueError`` for other leaves."""
+    """Describe a tree: nested dicts and lists with a string for each tensor; ``None`` is kept.
+
+    Raises ``ValueError`` for other leaves and for keys that are not strings.
+    """
     if isinstance(tree, Mapping):
         for name in tree:
             if not isinstance(name, str):
@@ -28,7 +31,7 @@ def tree_spec(tree: Any, path: str = "") -> Any:
 
 
 def leaves_of(tree: Any) -> dict[str, Tensor]:
-    """Tensors by dotted path. Raises ``ValueError`` if two of them have one path, since a key holds a dot."""
+    """Tensors by dotted path. Raises ``ValueError`` if two have the same path because a key contains a dot."""
     leaves: dict[str, Tensor] = {}
     for path, leaf in _walk(tree, ""):
         if path in leaves:
@@ -38,7 +41,10 @@ def leaves_of(tree: Any) -> dict[str, Tensor]:
 
 
 def rebuild(structure: Any, leaves: Mapping[str, Tensor], path: str = "") -> Any:
-    """The inverse of both. Raises ``ValueError`` naming the first tensor that is missing or not as described."""
+    """Rebuild a tree from the results of ``tree_spec`` and ``leaves_of``.
+
+    Raises ``ValueError`` naming the first tensor that is missing or not as described.
+    """
     if isinstance(structure, dict):
         return {name: rebuild(child, leaves, _below(path, name)) for name, child in structure.items()}
     if isinstance(structure, list):
@@ -53,7 +59,7 @@ def rebuild(structure: Any, leaves: Mapping[str, Tensor], path: str = "") -> Any
 
 
 def describe(leaf: Tensor) -> str:
-    """``float32 [512, 80]``."""
+    """Dtype and shape of a tensor as a string: ``float32 [512, 80]``."""
     return f"{str(leaf.dtype).removeprefix('torch.')} {list(leaf.shape)}"
 
 

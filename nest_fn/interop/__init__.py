@@ -1,1 +1,1 @@
-"""Other systems' files: NeMo, Lightning, the PyTorch port, torch.export and ONNX."""
+"""File formats of other systems: NeMo, Lightning, the PyTorch port, torch.export and ONNX."""

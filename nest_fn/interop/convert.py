@@ -1,7 +1,7 @@
-"""Any file with a NEST model to ``(params, state, cfg)``, told apart by content, and from there to another kind.
+"""Reads any file with a NEST model as ``(params, state, cfg)`` and converts it to another format.
 
-Read: folders and files of ours, the reference's ``.nemo`` and Lightning's ``.ckpt``, and ``.pt`` files of the
-pure-PyTorch port (reference 11). Written: ours and ``.nemo``.
+Read, by their content: this library's folders and files, the reference's ``.nemo``, Lightning's ``.ckpt``, and ``.pt``
+files of the pure-PyTorch port (reference 11). Written: this library's formats and ``.nemo``.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ _KINDS = ".nemo, .safetensors, .pt, or a name without a suffix for a folder"
 
 
 def read_any(path: str | Path, compat: Compat | None = None) -> tuple[Params, State, Config]:
-    """Params, state and config, on the CPU, of any of the files above, or of the newest whole checkpoint in a folder.
+    """Read params, state and config, onto the CPU, of any of these formats; of a run, its newest valid checkpoint.
 
-    ``compat`` (``current``, ``legacy``) replaces the numerics that the file asks for. Raises ``CheckpointError``.
+    ``compat`` (``current``, ``legacy``) overrides the numerics of the file's config. Raises ``CheckpointError``.
     """
     path = last_complete(path)
     if path.is_dir():
-        return _with(load(_checkpoint_in(path)), compat)
+        return _with_compat(load(_checkpoint_in(path)), compat)
     with opened(path) as file:
         start = file.read(512)
     if start[:2] == b"\x1f\x8b" or start[257:262] == b"ustar":
@@ -46,17 +46,17 @@ def read_any(path: str | Path, compat: Compat | None = None) -> tuple[Params, St
     if start[:4] == b"PK\x03\x04":
         return _read_pickled(path, compat)
     if start[8:9] == b"{":  # a header of safetensors: its length, then JSON
-        return _with(load(path), compat)
+        return _with_compat(load(path), compat)
     raise CheckpointError(
         f"{path}: is neither a .nemo archive nor a .ckpt, .pt or .safetensors file, or it is damaged."
     )
 
 
 def convert(source: str | Path, target: str | Path, compat: Compat | None = None, *, overwrite: bool = False) -> Config:
-    """Read ``source``, write ``target``: the kind follows its suffix, a folder has none. Returns the config.
+    """Convert ``source`` to the format of the suffix of ``target``, none for a folder. Returns the config.
 
-    Raises ``CheckpointError`` if one cannot be read or the other not written, ``OutputError`` where ``target`` holds
-    what must not be lost (``nest_fn.files.outputs``); a target made of the same source already is left as it is.
+    A target made from the same model is left unchanged. Raises ``CheckpointError`` if ``source`` cannot be read or
+    ``target`` not written, ``OutputError`` if ``target`` must not be replaced (``nest_fn.files.outputs``).
     """
     target = Path(target)
     if target.suffix not in (".nemo", *SUFFIXES, ""):
@@ -73,17 +73,17 @@ def convert(source: str | Path, target: str | Path, compat: Compat | None = None
 
 
 def model_digest(params: Params, state: State, cfg: Config) -> str:
-    """SHA-256 of a model, whatever file it came from."""
+    """SHA-256 of a model, independent of the file format."""
     leaves = {f"params.{path}": leaf for path, leaf in flatten(params).items()}
     leaves |= {f"state.{path}": leaf for path, leaf in flatten(state).items()}
     return digest_of(leaves, {"config": to_text(cfg.to_dict())})
 
 
 def read_port(content: Mapping[str, Any], source: str) -> tuple[Params, State, Config]:
-    """Trees and config of the mapping that the port saves: ``model_state_dict``, ``config`` and more (reference 11).
+    """Trees and config from the mapping that the port saves, with ``model_state_dict`` and ``config`` (reference 11).
 
-    The config may be nested, as its YAML, or hold the constructor's keywords. The names of the tensors may be the
-    reference's or our own dotted paths. Raises ``CheckpointError`` listing what does not fit.
+    The config may be nested, as in its YAML, or hold the keywords of the constructor. Tensors may have the reference's
+    names or our dotted paths. Raises ``CheckpointError`` listing what does not match.
     """
     settings = to_plain(content.get("config"), source)
     if not isinstance(settings, Mapping):
@@ -102,16 +102,16 @@ def read_port(content: Mapping[str, Any], source: str) -> tuple[Params, State, C
 
 
 def _read_pickled(path: Path, compat: Compat | None) -> tuple[Params, State, Config]:
-    """The three kinds of file that torch.save makes, by their entries."""
+    """Read one of the three formats that torch.save writes, distinguished by their entries."""
     with opened(path) as file:
         content = read_torch(file, str(path), STAND_INS)
     entries = content if isinstance(content, Mapping) else {}
     if entries.keys() == {"tensors", "metadata"}:
-        return _with(load(path), compat)
+        return _with_compat(load(path), compat)
     if "state_dict" in entries:
         return read_lightning(content, str(path), compat)
     if "model_state_dict" in entries:
-        return _with(read_port(entries, str(path)), compat)
+        return _with_compat(read_port(entries, str(path)), compat)
     held = ", ".join(map(str, list(entries)[:5])) or f"a {type(content).__name__}"
     raise CheckpointError(
         f"{path}: holds {held}; a model with its config is wanted: {{'state_dict', 'hyper_parameters'}} or "
@@ -120,7 +120,7 @@ def _read_pickled(path: Path, compat: Compat | None) -> tuple[Params, State, Con
 
 
 def _checkpoint_in(folder: Path) -> Path:
-    """The folder itself, or the newest whole checkpoint of a run in it."""
+    """The folder itself if it is a checkpoint, else the newest valid checkpoint of the run in it."""
     if (folder / META).exists():
         return folder
     for place in (folder, folder / "checkpoints"):
@@ -132,6 +132,6 @@ def _checkpoint_in(folder: Path) -> Path:
     raise CheckpointError(f"{folder}: holds no checkpoint; give a folder with {META} in it, or one of a run.")
 
 
-def _with(model: tuple[Params, State, Config], compat: Compat | None) -> tuple[Params, State, Config]:
+def _with_compat(model: tuple[Params, State, Config], compat: Compat | None) -> tuple[Params, State, Config]:
     params, state, cfg = model
     return params, state, cfg if compat is None else cfg.override(f"compat={compat}")

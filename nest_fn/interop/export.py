@@ -1,11 +1,11 @@
-"""The encoder as one file that runs without this library: ``torch.export`` programs (.pt2) and ONNX (.onnx).
+"""Export of the encoder to a file that runs without this library: ``torch.export`` programs (.pt2), ONNX (.onnx).
 
     program = export_encoder(params, state, cfg, "encoder.pt2")
     encoded, lengths = program.module()(features, feature_len)
 
-The graph is the encoder in evaluation mode, from log-mel features or from audio. Its weights are the graph's
-constants, under their dotted paths (``params.layers.0.norm_out.weight``). Batch and length are free: masks and
-positions are computed for the length at hand inside the graph.
+The graph is the encoder in evaluation mode, from log-mel features or from audio. Its weights are constants of the
+graph, named by their dotted paths (``params.layers.0.norm_out.weight``). Batch size and length are dynamic: masks and
+positions are computed inside the graph for the given length.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ from nest_fn.mel import Tables, make_tables
 
 Source = Literal["features", "audio"]
 SUFFIXES = (".pt2", ".onnx")
-_ATOL = 1e-5  # between the graph and eager, whose kernels may differ in the order of sums
+_ATOL = 1e-5  # tolerance between graph and eager, whose kernels may sum in another order
 
 
 class Widths(NamedTuple):
-    """Which widths of features ``F`` a dynamic graph takes: multiples of ``multiple``, from ``least`` on (frames)."""
+    """Widths ``F`` of features that a dynamic graph accepts: multiples of ``multiple``, at least ``least`` (frames)."""
 
     least: int
     multiple: int
 
 
 def widths(cfg: Config) -> Widths:
-    """The constraint on ``F``. Most encoders take any width that gives two encoder frames.
+    """Constraint on the width ``F`` of a dynamic graph. Most encoders accept any width of at least two encoder frames.
 
-    Where a layer fills its input up (stacking, VGG's pooling, blocks of local attention), whether there is anything to
-    fill is a property of the graph: its widths are those that need no filling.
+    If a layer pads its input (stacking, VGG's pooling, blocks of local attention), whether it pads is fixed in the
+    graph, so that only widths are accepted that need no padding.
     """
     encoder = cfg.encoder
     factor = encoder.subsampling_factor if encoder.subsampling else 1
@@ -69,35 +69,36 @@ def export_encoder(
     params: Params, state: State, cfg: Config, path: str | Path | None = None, dynamic: bool = True, *,
     source: Source = "features",
 ) -> ExportedProgram:  # fmt: skip
-    """The encoder in evaluation mode as an ``ExportedProgram``, saved to ``path`` (.pt2) if one is given.
+    """Export the encoder in evaluation mode as an ``ExportedProgram``; save it to ``path`` (.pt2) if one is given.
 
-    ``source="features"``: ``features [B, M, F], lengths [B] (frames)``; ``source="audio"``: ``audio [B, N], lengths
-    [B] (samples)``; both -> ``encoded [B, D, T], lengths [B]`` in encoder frames. ``dynamic`` leaves ``B`` and the
-    length free, ``F`` within ``widths(cfg)``; otherwise they are 1 and 10 seconds or a little more. From audio, frames
-    are padded to a multiple of both ``pad_to`` and ``widths(cfg).multiple``.
+    ``source="features"``: ``features [B, M, F], lengths [B] (frames)``; ``source="audio"``: ``audio [B, N], lengths [B]
+    (samples)``; both -> ``encoded [B, D, T], lengths [B]`` in encoder frames. With ``dynamic``, ``B`` and the length
+    are dynamic, ``F`` within ``widths(cfg)``; otherwise they are fixed at 1 and at 10 seconds or slightly more. From
+    audio, frames are padded to a multiple of both ``pad_to`` and ``widths(cfg).multiple``.
 
-    The program lives on the parameters' device. It is run beside eager at another length before it is returned. Raises
-    ``ExportError`` if it does not agree, or if these settings cannot be traced.
+    The program is on the parameters' device. Before it is returned, its output is compared with that of the eager
+    encoder, with ``dynamic`` at other shapes too. Raises ``ExportError`` if they differ, or if the encoder cannot be
+    traced with these settings.
     """
     if path is not None:
         check_target(path, ".pt2")
     encoder = _Encoder(params, state, cfg, source).eval()
     inputs = encoder.example(2 if dynamic else 1, 1)
     try:
-        with _quiet():
+        with _without_exporter_warnings():
             program = torch.export.export(
-                encoder, inputs, dynamic_shapes=_free(cfg, source) if dynamic else None,
+                encoder, inputs, dynamic_shapes=_dynamic_shapes(cfg, source) if dynamic else None,
                 prefer_deferred_runtime_asserts_over_guards=dynamic,
             )  # fmt: skip
-    except Exception as error:  # the exporter's errors have no common class
+    except Exception as error:  # the exporter's errors have no common base class
         raise ExportError(
             f"export: this encoder cannot be traced from {source}{' with a free length' if dynamic else ''}: "
             f"{_first_line(error)} Try dynamic=False{', or the features' if source == 'audio' else ''}."
         ) from error
     _compare(program, encoder, [(1, 2), (3, 3)] if dynamic else [(1, 1)])
     if path is not None:
-        content = io.BytesIO()  # on a full disk PyTorch's own writer aborts the process
-        with _quiet():
+        content = io.BytesIO()  # PyTorch's own file writer aborts the process if the disk is full
+        with _without_exporter_warnings():
             torch.export.save(program, content)
         with atomic_write(path, len(content.getbuffer())) as temporary:
             temporary.write_bytes(content.getbuffer())
@@ -107,14 +108,15 @@ def export_encoder(
 def export_onnx(
     path: str | Path, params: Params, state: State, cfg: Config, dynamic: bool = True, *, source: Source = "features"
 ) -> None:
-    """``export_encoder``'s graph as ONNX at ``path``; inputs ``features`` (or ``audio``) and ``lengths``.
+    """Export the graph of ``export_encoder`` as ONNX to ``path``.
 
-    Outputs are ``encoded`` and ``encoded_lengths``. Wants the extra ``export``. Raises ``ExportError``.
+    Inputs are ``features`` (or ``audio``) and ``lengths``, outputs ``encoded`` and ``encoded_lengths``. Needs the extra
+    ``export``. Raises ``ExportError``.
     """
     check_target(path, ".onnx")
     program = export_encoder(params, state, cfg, dynamic=dynamic, source=source)
     try:
-        with _quiet():
+        with _without_exporter_warnings():
             made = torch.onnx.export(
                 program, dynamo=True, verbose=False,
                 input_names=[source, "lengths"], output_names=["encoded", "encoded_lengths"],
@@ -127,7 +129,10 @@ def export_onnx(
 
 
 def check_target(path: str | Path, suffix: str | None = None) -> str:
-    """The suffix of a file to write. Raises ``ExportError`` for an unknown one and for a missing extra."""
+    """Check the suffix of a file to write and return it.
+
+    Raises ``ExportError`` for an unknown suffix and for a package that is not installed.
+    """
     found = Path(path).suffix
     wanted = SUFFIXES if suffix is None else (suffix,)
     if found not in wanted:
@@ -141,18 +146,18 @@ def check_target(path: str | Path, suffix: str | None = None) -> str:
 
 
 class _Encoder(nn.Module):
-    """The pure function as the module that the exporter wants: it holds the trees and does nothing of its own."""
+    """The pure function ``encode`` as the module that the exporter requires; it only holds the trees."""
 
     def __init__(self, params: Params, state: State, cfg: Config, source: Source) -> None:
         super().__init__()
         if source not in ("features", "audio"):
             raise ExportError(f"export: source '{source}' is unknown; choose features or audio.")
-        self.params, self.state = _holder(params["encoder"]), _holder(state["encoder"])
+        self.params, self.state = _buffer_module(params["encoder"]), _buffer_module(state["encoder"])
         self.trees, self.cfg, self.source = (params["encoder"], state["encoder"]), cfg, source
         self.tables: Any = None
         if source == "audio":
             made = make_tables(cfg.preprocessor, next(self.buffers()).device)
-            self.tables = _holder({name: leaf for name, leaf in made._asdict().items() if leaf is not None})
+            self.tables = _buffer_module({name: leaf for name, leaf in made._asdict().items() if leaf is not None})
 
     def forward(self, signal: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         params = fill(self.trees[0], dict(self.params.named_buffers()))
@@ -164,7 +169,7 @@ class _Encoder(nn.Module):
         return encoded, lengths
 
     def example(self, batch: int, scale: int) -> tuple[Tensor, Tensor]:
-        """Inputs of an allowed shape, longer for a larger ``scale``; rows of several lengths."""
+        """Example inputs of an accepted shape, longer for a larger ``scale``, whose rows differ in length."""
         device = next(self.buffers()).device
         least, multiple = widths(self.cfg)
         cfg = self.cfg.preprocessor
@@ -172,26 +177,26 @@ class _Encoder(nn.Module):
         shape: tuple[int, ...] = (batch, self.cfg.encoder.feat_in or 0, frames)
         if self.source == "audio":
             shape = (batch, frames * cfg.hop_length)
-        # Any numbers do; a sum of sines needs no generator.
+        # Any values will do; a sine needs no random generator.
         signal = torch.arange(math.prod(shape), device=device, dtype=torch.float32).mul(0.37).sin().reshape(shape)
         lengths = shape[-1] - torch.arange(batch, device=device) * (shape[-1] // (2 * batch))
         return signal, lengths
 
 
-def _holder(tree: Any) -> nn.Module:
-    """A tree as nested modules of buffers with the same dotted paths."""
+def _buffer_module(tree: Any) -> nn.Module:
+    """Convert a tree to nested modules whose buffers have the same dotted paths."""
     module = nn.Module()
     children = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
     for name, child in children:
         if isinstance(child, Tensor):
             module.register_buffer(str(name), child.detach())
         else:
-            module.add_module(str(name), _holder(child))
+            module.add_module(str(name), _buffer_module(child))
     return module
 
 
 def _padded_log_mel(audio: Tensor, lengths: Tensor, cfg: Config, tables: Tables) -> tuple[Tensor, Tensor]:
-    """``log_mel``, padded by an index: whether there is anything to pad must not be a question to the graph."""
+    """``log_mel``, padded with ``index_select``, so that the graph does not depend on whether there is padding."""
     settings: PreprocessorConfig = dataclasses.replace(cfg.preprocessor, pad_to=0)
     features, lengths = log_mel(audio, lengths, settings, tables=tables)
     multiple = math.lcm(max(cfg.preprocessor.pad_to, 1), widths(cfg).multiple)
@@ -201,10 +206,10 @@ def _padded_log_mel(audio: Tensor, lengths: Tensor, cfg: Config, tables: Tables)
     return torch.where(frame < frames, padded, settings.pad_value), lengths
 
 
-def _free(cfg: Config, source: Source) -> tuple[dict[int, Any], dict[int, Any]]:
-    """Which axes of the two inputs are free, and within which bounds."""
+def _dynamic_shapes(cfg: Config, source: Source) -> tuple[dict[int, Any], dict[int, Any]]:
+    """Dynamic axes of the two inputs, with their bounds."""
     batch = Dim("batch", min=1)
-    if source == "audio":  # the exporter finds the least width itself
+    if source == "audio":  # the exporter infers the minimum width
         return {0: batch, 1: Dim.AUTO}, {0: batch}
     least, multiple = widths(cfg)
     if multiple == 1:
@@ -213,7 +218,7 @@ def _free(cfg: Config, source: Source) -> tuple[dict[int, Any], dict[int, Any]]:
 
 
 def _compare(program: ExportedProgram, encoder: _Encoder, shapes: list[tuple[int, int]]) -> None:
-    """Run both at several shapes. Raises ``ExportError`` where they differ."""
+    """Run program and encoder at several shapes. Raises ``ExportError`` if their results differ."""
     module = program.module()
     for batch, scale in shapes:
         inputs = encoder.example(batch, scale)
@@ -235,8 +240,8 @@ def _compare(program: ExportedProgram, encoder: _Encoder, shapes: list[tuple[int
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's own deprecation warnings, which say nothing about the model."""
+def _without_exporter_warnings() -> Iterator[None]:
+    """Suppress deprecation warnings inside the exporter, which do not concern the model."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)", category=FutureWarning)
         yield

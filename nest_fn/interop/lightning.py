@@ -1,7 +1,7 @@
-"""Plain values from the configuration that Lightning pickles into a ``.ckpt``, without the classes that it was made of.
+"""Plain values from the configuration that Lightning pickles into a ``.ckpt``, without importing its classes.
 
-The reference hands Lightning an OmegaConf object. Each of its classes is read as an inert stand-in that keeps what the
-pickle says and can do nothing; any class that is not listed here makes the file refused.
+The reference passes an OmegaConf object to Lightning. Each of its classes is read as a stand-in without behaviour,
+which only stores the pickled attributes; a file that names any class not listed here is refused.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _MISSING = "???"
 
 
 class _StandIn:
-    """Something that a pickle makes and that is never used as what it was."""
+    """Replaces a class in a pickle; its instances only store their attributes."""
 
     def __new__(cls, *args: Any) -> _StandIn:
         return object.__new__(cls)
@@ -45,23 +45,26 @@ STAND_INS: dict[str, type] = {
     **{f"omegaconf.nodes.{name}": _Leaf for name in _NODES.split()},
     **dict.fromkeys(_OTHERS.split(), _StandIn),
 }
-"""Classes by the name that the pickle gives them, and what they are read as."""
+"""Names of classes in a pickle, and the classes as which they are read."""
 
 
 def to_plain(value: Any, source: str) -> Any:
-    """Nested dicts, lists and values of what was read with ``STAND_INS``. Raises ``CheckpointError`` if too many."""
+    """Convert what was read with ``STAND_INS`` to plain dicts, lists and values.
+
+    Raises ``CheckpointError`` if there are too many.
+    """
     return _Reader(source).plain(value, 0)
 
 
 class _Reader:
-    """Counts what it makes: parts of a pickle may be shared, so that a small file stands for a huge tree."""
+    """Counts nodes, because objects in a pickle may be shared, so that a small file expands to a huge tree."""
 
     def __init__(self, source: str) -> None:
         self.source = source
         self.nodes = 0
 
     def plain(self, value: Any, depth: int) -> Any:
-        """One node and all below it. A text that is a reference, ``${a.b}``, stays one."""
+        """Convert one node and all below it. References such as ``${a.b}`` are kept as strings."""
         self.nodes += 1
         if self.nodes > _MAX_NODES or depth > _MAX_DEPTH:
             raise CheckpointError(f"{self.source}: its config grows beyond {_MAX_NODES} nodes or {_MAX_DEPTH} levels.")
@@ -75,4 +78,4 @@ class _Reader:
             return [self.plain(child, depth + 1) for child in value]
         if value is None or isinstance(value, str | int | float):
             return value
-        return _MISSING  # a setting that is no plain value, such as a class; the reader of configs leaves it out
+        return _MISSING  # not a plain value, such as a class; treated as a missing setting

@@ -1,7 +1,7 @@
-"""The table between the reference's tensor names and ours, both ways (reference 9.1).
+"""Conversion between the reference's tensor names and ours (reference 9.1).
 
-Ours are the dotted paths of the two trees, ``params`` and ``state``; theirs are the keys of a ``state_dict``. Values
-never change, only names and the trailing axes of 1x1 convolutions, which are affine maps here.
+Ours are the dotted paths of the trees ``params`` and ``state``; the reference's are the keys of a ``state_dict``.
+Values do not change, only names and the trailing axes of 1x1 convolutions, which are linear layers here.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _LAYER = {
 }
 _TIED = {"content_bias": "pos_bias_u", "position_bias": "pos_bias_v"}
 
-# Theirs that carry nothing: constants of the config, and copies of tensors that have a name already.
+# Names of the reference to ignore: constants that follow from the config, and copies of other tensors.
 _INERT = re.compile(
     r"preprocessor\.featurizer\.(window|fb)|encoder\.pos_enc\.pe|decoder_ssl\..*|loss\..*|spec_augmentation\..*"
     r"|pre_encoder\..*|encoder\.pre_encode\.masking\..*"
@@ -48,10 +48,11 @@ _INERT = re.compile(
 
 
 def from_state_dict(mapping: Mapping[str, Any], cfg: Config, parts: Sequence[str] = PARTS) -> tuple[Params, State]:
-    """Trees from the reference's ``state_dict`` (tensors or arrays); ``parts`` may be fewer, e.g. ``("encoder",)``.
+    """Convert the reference's ``state_dict`` (tensors or arrays) to params and state.
 
-    Values are copied; codebooks keep their float64. Raises ``ValueError`` listing every name that is missing, unknown
-    or of another shape. Constants and duplicates that the reference stores (``decoder_ssl.*`` too) are passed over.
+    ``parts`` selects parts of the model, e.g. ``("encoder",)``. Values are copied; codebooks stay float64. Constants
+    and duplicates that the reference stores (including ``decoder_ssl.*``) are ignored. Raises ``TypeError`` if
+    ``mapping`` is not a mapping, ``ValueError`` listing all names that are missing, unknown or of another shape.
     """
     check_config("from_state_dict", cfg)
     if not isinstance(mapping, Mapping):
@@ -60,21 +61,21 @@ def from_state_dict(mapping: Mapping[str, Any], cfg: Config, parts: Sequence[str
     wanted = flatten(trees[0]) | flatten(trees[1])
     problems, leaves, used = [], {}, set()
     for path, leaf in wanted.items():
-        names = _their_names(path, cfg)
+        names = _reference_names(path, cfg)
         name = next((name for name in names if name in mapping), None)
         used.update(names)
         if name is None:
             if path.endswith("num_batches_tracked"):
                 leaves[path] = torch.zeros((), dtype=torch.int64)
             else:
-                problems.append(f"'{names[0]}' {list(_their_shape(path, leaf))} is missing")
+                problems.append(f"'{names[0]}' {list(_reference_shape(path, leaf))} is missing")
             continue
         value = torch.as_tensor(mapping[name]).detach().clone()
-        if value.numel() != leaf.numel() or tuple(value.shape) != _their_shape(path, leaf):
-            problems.append(f"'{name}' is {list(value.shape)}, the config wants {list(_their_shape(path, leaf))}")
+        if value.numel() != leaf.numel() or tuple(value.shape) != _reference_shape(path, leaf):
+            problems.append(f"'{name}' is {list(value.shape)}, the config wants {list(_reference_shape(path, leaf))}")
             continue
         leaves[path] = value.reshape(leaf.shape)
-    unknown = [name for name in mapping if name not in used and not _INERT.fullmatch(name) and _concerns(name, parts)]
+    unknown = [name for name in mapping if name not in used and not _INERT.fullmatch(name) and _belongs_to(name, parts)]
     problems += [f"'{name}' has no place in this config" for name in unknown]
     if problems:
         shown = "; ".join(problems[:10]) + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")
@@ -84,7 +85,10 @@ def from_state_dict(mapping: Mapping[str, Any], cfg: Config, parts: Sequence[str
 
 
 def to_state_dict(params: Params, state: State, cfg: Config) -> dict[str, Tensor]:
-    """The reference's ``state_dict`` of our trees, with its constants and duplicates; tensors are not copied."""
+    """Convert params and state to the reference's ``state_dict``, with its constants and duplicates.
+
+    Tensors are not copied. Raises ``TypeError`` or ``ValueError`` for wrong arguments.
+    """
     check_trees("to_state_dict", cfg, params, state, "params.encoder", "state.encoder")
     tables = make_tables(cfg.preprocessor)
     made: dict[str, Tensor] = {
@@ -95,19 +99,19 @@ def to_state_dict(params: Params, state: State, cfg: Config) -> dict[str, Tensor
 
 
 def rename(leaves: Mapping[str, Tensor], cfg: Config, copies: bool = False) -> dict[str, Tensor]:
-    """Leaves by our path (values, gradients, statistics) under the reference's names, in its shapes.
+    """Rename leaves (values, gradients, statistics) from our paths to the reference's names and shapes.
 
-    ``copies`` adds the further names under which the reference stores shared tensors.
+    ``copies`` adds the other names under which the reference stores shared tensors.
     """
     renamed = {}
     for path, leaf in leaves.items():
-        names = _their_names(path, cfg)
-        renamed.update({name: leaf.reshape(_their_shape(path, leaf)) for name in (names if copies else names[:1])})
+        names = _reference_names(path, cfg)
+        renamed.update({name: leaf.reshape(_reference_shape(path, leaf)) for name in (names if copies else names[:1])})
     return renamed
 
 
 def _abstract(cfg: Config, parts: Sequence[str]) -> tuple[Params, State]:
-    """The trees that the config wants, cut down to the parts."""
+    """The trees of ``abstract(cfg)``, restricted to ``parts``."""
     unknown = [part for part in parts if part not in PARTS]
     if unknown:
         raise ValueError(f"state_dict: no part is called '{unknown[0]}'; the parts are {', '.join(PARTS)}.")
@@ -115,13 +119,13 @@ def _abstract(cfg: Config, parts: Sequence[str]) -> tuple[Params, State]:
     return params, state
 
 
-def _concerns(name: str, parts: Sequence[str]) -> bool:
+def _belongs_to(name: str, parts: Sequence[str]) -> bool:
     theirs = {"encoder": "encoder.", "decoder": "decoder.", "quantizer": "quantizer.", "masking": "mask_processor."}
     return len(parts) == len(PARTS) or any(name.startswith(theirs[part]) for part in parts)
 
 
-def _their_names(path: str, cfg: Config) -> list[str]:
-    """Their names of one of our leaves, the main one first."""
+def _reference_names(path: str, cfg: Config) -> list[str]:
+    """The reference's names of one of our leaves, the main one first."""
     part, rest = path.split(".", 1)
     if part == "quantizer":
         return ["quantizer." + rest.replace("projection.", "proj.")]
@@ -159,7 +163,7 @@ def _layer_name(path: str) -> str:
 
 
 def _subsampling_name(path: str, kind: str | None, features: int | None) -> str:
-    """``stages.1.pointwise.weight -> conv.3.weight``: their layers are numbered, activations included."""
+    """``stages.1.pointwise.weight -> conv.3.weight``: the reference numbers its layers, including activations."""
     if path.startswith("out."):
         stacking = kind is not None and kind.startswith("stacking")
         leaf = path.removeprefix("out.")
@@ -177,8 +181,8 @@ def _subsampling_name(path: str, kind: str | None, features: int | None) -> str:
     return f"conv.{index}.{leaf}"
 
 
-def _their_shape(path: str, leaf: Tensor) -> tuple[int, ...]:
-    """Their shape: 1x1 convolutions have one or two axes more."""
+def _reference_shape(path: str, leaf: Tensor) -> tuple[int, ...]:
+    """The reference's shape of a leaf: 1x1 convolutions have one or two more axes."""
     if path.endswith("weight") and ("conv.pointwise" in path or path == "decoder.weight"):
         return (*leaf.shape, 1)
     if path.endswith("pointwise.weight"):

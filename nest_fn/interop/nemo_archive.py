@@ -1,11 +1,11 @@
-"""The reference's files: ``.nemo`` archives, read and written, and what is in Lightning's ``.ckpt`` (reference 9.2).
+"""The reference's files: reads and writes ``.nemo`` archives, reads Lightning's ``.ckpt`` (reference 9.2).
 
     params, state, cfg = read_nemo("ssl_en_nest_large_v1.0.nemo")
     write_nemo("mine.nemo", params, state, cfg)
 
-Nothing is extracted and nothing is run: members of an archive are read where they lie, and a pickle may name tensors
-and plain values only. Numerics are ``current`` unless ``compat="legacy"`` is asked for: the published checkpoints were
-trained before version 2.5 of the reference, but every version since loads them with today's numerics (reference 0).
+Nothing is extracted and no code is executed: members are read from the archive in place, and a pickle may contain only
+tensors and plain values. Numerics are ``current`` unless ``compat="legacy"`` is given: the published checkpoints were
+trained with versions of the reference before 2.5, but later versions load them with the current numerics (reference 0).
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ from .nemo_config import from_reference, to_reference
 
 CONFIG, WEIGHTS = "model_config.yaml", "model_weights.ckpt"
 _CHUNK = 1 << 22  # bytes
-_UNPACKED = 20  # a gzip archive of weights grows at most so many times
-_ALWAYS = 1 << 28  # bytes that one may grow to in any case
-_WRITER = "nest_fn"  # owner of the members of our own archives
+_MAX_RATIO = 20  # maximum ratio of unpacked to packed size of a gzip archive
+_MIN_LIMIT = 1 << 28  # bytes that any archive may unpack to
+_WRITER = "nest_fn"  # owner of members in archives that we write
 
 
 def read_nemo(path: str | Path, compat: Compat | None = None) -> tuple[Params, State, Config]:
-    """Params, state and config of a ``.nemo`` archive, plain or gzip.
+    """Read params, state and config of a ``.nemo`` archive, plain or gzip.
 
     ``compat`` chooses the numerics, see above. Codebooks stay float64; constants and duplicates in the file
-    (``decoder_ssl.*``) are passed over. Raises ``CheckpointError`` naming what is missing, damaged, unsafe or unknown.
+    (``decoder_ssl.*``) are ignored. Raises ``CheckpointError`` naming what is missing, damaged, unsafe or unknown.
     """
     source = str(path)
     with opened(path) as raw, _unpacked(raw, source) as archive:
@@ -59,11 +59,11 @@ def read_nemo(path: str | Path, compat: Compat | None = None) -> tuple[Params, S
 
 
 def write_nemo(path: str | Path, params: Params, state: State, cfg: Config, *, overwrite: bool = False) -> None:
-    """Write an archive that the reference restores (``EncDecDenoiseMaskedTokenPredModel.restore_from``).
+    """Write an archive that the reference can restore (``EncDecDenoiseMaskedTokenPredModel.restore_from``).
 
-    ``overwrite=True`` replaces an archive that this function wrote; anything else at ``path`` raises ``OutputError``.
-    Raises ``CheckpointError`` if it cannot be written or if the reference lacks a setting that changes numbers,
-    ``ValueError`` if the trees are not those of ``cfg``.
+    ``overwrite=True`` replaces an archive that this function wrote. Raises ``OutputError`` if anything else exists at
+    ``path``, ``CheckpointError`` if writing fails or the reference lacks a setting that changes its numbers,
+    ``ValueError`` if the trees do not match ``cfg``.
     """
     check_trees("write_nemo", params, state, cfg)
     settings = to_text(to_reference(cfg)).encode()
@@ -76,7 +76,10 @@ def write_nemo(path: str | Path, params: Params, state: State, cfg: Config, *, o
 
 
 def read_lightning(content: Any, source: str, compat: Compat | None = None) -> tuple[Params, State, Config]:
-    """Params, state and config of what a Lightning ``.ckpt`` holds, read with ``STAND_INS``; else as ``read_nemo``."""
+    """Params, state and config from the content of a Lightning ``.ckpt`` that was read with ``STAND_INS``.
+
+    ``compat`` is as in ``read_nemo``. Raises ``CheckpointError``.
+    """
     if not isinstance(content, Mapping) or "state_dict" not in content:
         raise CheckpointError(f"{source}: has no 'state_dict', so it is no Lightning checkpoint.")
     settings = to_plain(content.get("hyper_parameters"), source)
@@ -88,7 +91,7 @@ def read_lightning(content: Any, source: str, compat: Compat | None = None) -> t
 
 
 def trees_from(state_dict: Any, cfg: Config, source: str) -> tuple[Params, State, Config]:
-    """Trees of the reference's names, with their config. Raises ``CheckpointError`` listing what does not fit it."""
+    """Params, state and config from the reference's ``state_dict``. Raises ``CheckpointError`` listing mismatches."""
     weights = tensors_only(state_dict, source)
     try:
         return (*nemo.from_state_dict(weights, cfg), cfg)
@@ -97,7 +100,7 @@ def trees_from(state_dict: Any, cfg: Config, source: str) -> tuple[Params, State
 
 
 def _members(archive: BinaryIO, source: str) -> dict[str, Member]:
-    """The members by name, the two that make a model among them."""
+    """Members of the archive by name, including the two that make a model."""
     try:
         members = {member.name: member for member in tar_members(archive)}
     except TarError as error:
@@ -126,12 +129,12 @@ def _config(archive: BinaryIO, member: Member, source: str) -> Mapping[str, Any]
 
 @contextmanager
 def _unpacked(raw: BinaryIO, source: str) -> Iterator[BinaryIO]:
-    """The archive itself, or what a gzip file unpacks to, in a temporary file that has no name."""
+    """The archive itself or, if it is a gzip file, an unnamed temporary file with its unpacked content."""
     packed = raw.read(2) == b"\x1f\x8b"
     if not packed:
         yield raw
         return
-    most = max(_ALWAYS, _UNPACKED * raw.seek(0, io.SEEK_END))
+    most = max(_MIN_LIMIT, _MAX_RATIO * raw.seek(0, io.SEEK_END))
     raw.seek(0)
     with tempfile.TemporaryFile() as file:
         try:
@@ -146,7 +149,7 @@ def _unpacked(raw: BinaryIO, source: str) -> Iterator[BinaryIO]:
 
 
 def _own_archive(path: Path) -> str | None:
-    """None if ``write_nemo`` wrote a file, else what it is, in words."""
+    """A ``replaces`` of ``atomic_write``: None if ``write_nemo`` wrote the file, else why it is not replaced."""
     try:
         with tarfile.open(path, "r:") as archive:
             ours = all(member.uname == _WRITER for member in archive)
@@ -156,7 +159,7 @@ def _own_archive(path: Path) -> str | None:
 
 
 def _append(file: BinaryIO, name: str, write: Callable[[], Any]) -> None:
-    """One member of a tar archive: its header is written when the size is known, so that nothing is copied."""
+    """Append one member to a tar archive, without a copy: its header is written last, when its size is known."""
     start = file.tell()
     file.write(bytes(tarfile.BLOCKSIZE))
     write()
@@ -169,7 +172,7 @@ def _append(file: BinaryIO, name: str, write: Callable[[], Any]) -> None:
 
 
 class _Part(io.RawIOBase):
-    """Some bytes of a file as a file of their own."""
+    """A range of bytes of a file, as a file."""
 
     def __init__(self, file: BinaryIO, member: Member) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""Our configuration in the reference's words, and back: what its ``model_config.yaml`` says (reference 9.2).
+"""Conversion between our configuration and the reference's ``model_config.yaml`` (reference 9.2).
 
-Reading differs from reading a YAML of one's own in one thing: a key that such a file leaves out has the default of the
-reference's class, which is often not that of the NEST recipe. What the reference has no key for, our additions and
-the settings of a run, stands below the top-level key ``nest_fn``, which the reference passes over.
+It differs from reading our own YAML in one respect: a key that is missing has the default of the reference's class,
+which is often not that of the NEST recipe. Settings without a key in the reference (our additions and those of a run)
+are stored under the top-level key ``nest_fn``, which the reference ignores.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _TARGETS = {
 _SPEC_AUGMENT = {"_target_": _MODULES + "SpectrogramAugmentation", "freq_masks": 0, "time_masks": 0}
 _TOP = ("sample_rate", "num_classes", "num_books", "code_dim", "squeeze_single", "mask_position")
 
-# Fields of ours that the reference's classes do not take.
+# Our fields that the reference's classes do not accept.
 _ADDED = {
     "preprocessor": {"compat", "fixed_mean", "fixed_std"},
     "masking": {"force_block"},
@@ -40,10 +40,10 @@ _ADDED = {
     "loss": {"capacity"},
 }
 
-# Settings without a counterpart that would make the reference compute other numbers from the same weights.
+# Settings without a counterpart with which the reference would compute different numbers from the same weights.
 _CHANGES_OUTPUT = ("quantizer.input_norm", "encoder.aligned_local_positions")
 
-# Defaults of the reference's classes, where they are not ours.
+# Defaults of the reference's classes that differ from ours.
 _CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     "preprocessor": {"window_size": 0.02, "n_fft": None, "features": 64},
     "masking": {"block_size": 48, "mask_prob": 0.5, "allow_overlap": False},
@@ -55,14 +55,14 @@ _CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     "decoder": {"use_bias": False},
 }  # fmt: skip
 
-# Sections that a model can be read without.
-_OF_A_RUN = ("train_ds", "validation_ds", "test_ds", "optim", "trainer", "data", "exp_manager")
+# Sections that are not needed to read a model.
+_RUN_SECTIONS = ("train_ds", "validation_ds", "test_ds", "optim", "trainer", "data", "exp_manager")
 
 
 def to_reference(cfg: Config) -> dict[str, Any]:
-    """The reference's model-level configuration, with class paths.
+    """Convert to the reference's model-level configuration, with class paths.
 
-    Raises ``CheckpointError`` naming a setting with which the reference would compute other numbers.
+    Raises ``CheckpointError`` naming settings with which the reference would compute different numbers.
     """
     flat = flatten(cfg.to_dict())
     lost = [f"{path}={str(flat[path]).lower()}" for path in _CHANGES_OUTPUT if flat[path]]
@@ -73,7 +73,7 @@ def to_reference(cfg: Config) -> dict[str, Any]:
         section = getattr(cfg, name)
         fields = (field for field in section.__dataclass_fields__ if field not in _ADDED[name])
         theirs[name] = {"_target_": target} | {field: _plain(getattr(section, field)) for field in fields}
-    _in_their_form(theirs, cfg)
+    _to_reference_form(theirs, cfg)
     theirs["spec_augment"] = dict(_SPEC_AUGMENT)
     theirs["optim"] = _optim(cfg)
     theirs |= {"target": _MODEL, "nemo_version": NEMO_VERSION}
@@ -82,11 +82,11 @@ def to_reference(cfg: Config) -> dict[str, Any]:
 
 
 def from_reference(mapping: Mapping[str, Any], source: str, compat: Compat | None = None) -> Config:
-    """The ``Config`` of a ``model_config.yaml`` or of a Lightning checkpoint's hyper-parameters.
+    """Convert a ``model_config.yaml`` or the hyper-parameters of a Lightning checkpoint to a ``Config``.
 
-    ``compat`` says with which numerics (reference 0); None: what a file of ours says, else ``current``, as the
-    reference itself loads files of any age. Sections of the training run that say nothing here are left out with a
-    warning. Raises ``CheckpointError`` listing every setting of the model that cannot be had.
+    ``compat`` chooses the numerics (reference 0). None means those of the file if this library wrote it, else
+    ``current``, with which the reference itself loads files of any age. Sections of the training run that cannot be
+    read are dropped with a warning. Raises ``CheckpointError`` listing all unsupported settings of the model.
     """
     tree = {name: value for name, value in mapping.items() if name != OWN}
     model = tree.get("model")
@@ -105,13 +105,13 @@ def from_reference(mapping: Mapping[str, Any], source: str, compat: Compat | Non
 
 
 def _read(tree: dict[str, Any], source: str) -> Config:
-    """All of it, or, if that fails, the model without the settings of its training run."""
+    """Read the whole configuration or, if that fails, the model without the settings of its training run."""
     try:
         return Config.from_dict(tree)
     except ConfigError as error:
-        model = {name: value for name, value in tree.items() if name not in _OF_A_RUN}
+        model = {name: value for name, value in tree.items() if name not in _RUN_SECTIONS}
         if isinstance(model.get("model"), Mapping):
-            model["model"] = {name: value for name, value in model["model"].items() if name not in _OF_A_RUN}
+            model["model"] = {name: value for name, value in model["model"].items() if name not in _RUN_SECTIONS}
         cfg = Config.from_dict(model)
         left = "; ".join(error.problems)
         warnings.warn(f"{source}: settings of its training run are left out: {left}", stacklevel=5)
@@ -131,7 +131,7 @@ def _with_class_defaults(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _undo_post_conv(model: dict[str, Any]) -> None:
-    """Under post_conv the reference divides the block in its own config, and saves it so (reference 3.3)."""
+    """Undo that the reference, under post_conv, divides the block size in the config that it saves (reference 3.3)."""
     masking, encoder = model.get("masking"), model.get("encoder")
     if model.get("mask_position") != "post_conv" or not (isinstance(masking, Mapping) and isinstance(encoder, Mapping)):
         return
@@ -142,8 +142,8 @@ def _undo_post_conv(model: dict[str, Any]) -> None:
         model["masking"] = {**masking, "block_size": block * factor, "feat_in": None}
 
 
-def _in_their_form(theirs: dict[str, Any], cfg: Config) -> None:
-    """Where the reference spells one of our values otherwise."""
+def _to_reference_form(theirs: dict[str, Any], cfg: Config) -> None:
+    """Adapt values that the reference writes in another form."""
     section = theirs["preprocessor"]
     if section["normalize"] == "fixed":
         statistics = {"fixed_mean": cfg.preprocessor.fixed_mean, "fixed_std": cfg.preprocessor.fixed_std}
@@ -151,7 +151,7 @@ def _in_their_form(theirs: dict[str, Any], cfg: Config) -> None:
     contexts = theirs["encoder"]["att_context_size"]
     if len(contexts) == 1:
         theirs["encoder"]["att_context_size"] = contexts[0]
-    if cfg.mask_position == "post_conv":  # it derives the others from these
+    if cfg.mask_position == "post_conv":  # the reference derives the other widths from this one
         theirs["masking"]["feat_in"] = cfg.encoder.feat_in
 
 
@@ -179,7 +179,7 @@ def _plain(value: Any) -> Any:
 
 
 def _difference(wanted: Mapping[str, Any], have: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of ``wanted`` that is not so in ``have``."""
+    """The entries of ``wanted`` that are missing or different in ``have``."""
     found: dict[str, Any] = {}
     for name, value in wanted.items():
         if isinstance(value, Mapping) and isinstance(have.get(name), Mapping):

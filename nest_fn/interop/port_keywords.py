@@ -1,4 +1,4 @@
-"""The keywords with which the pure-PyTorch port builds its model, as a ``Config`` (reference 11)."""
+"""Conversion of the pure-PyTorch port's constructor keywords to a ``Config`` (reference 11)."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ KEYWORDS = tuple(_SECTION)
 
 
 def is_flat(settings: Mapping[str, Any]) -> bool:
-    """Whether settings are keywords and not a nested configuration."""
+    """Whether settings are constructor keywords instead of a nested configuration."""
     return not any(isinstance(value, Mapping) for value in settings.values())
 
 
 def config_from_keywords(keywords: Mapping[str, Any]) -> Config:
-    """``n_layers=17, d_model=512, ...`` and the values that the port holds fixed: dither 0, one rate of dropout.
+    """Build a config from keywords, ``n_layers=17, d_model=512, ...``, and the port's fixed values (reference 11).
 
-    Keywords that are left out, or ``None``, have the port's defaults, NEST-Large's. Raises ``ConfigError``.
+    The port fixes dither at 0 and uses one dropout rate. Keywords that are missing or ``None`` have the port's
+    defaults, those of NEST-Large. Raises ``ConfigError``.
     """
     problems = Problems()
     tree: dict[str, Any] = {"preprocessor": {"dither": 0.0}, "encoder": {}, "masking": {}, "loss": {}}

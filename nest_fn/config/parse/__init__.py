@@ -1,1 +1,1 @@
-"""From text to plain values: YAML, overrides, references, NeMo's dialect, types."""
+"""From text to typed values: YAML, overrides, references, NeMo's dialect, types."""

@@ -1,9 +1,9 @@
-"""A plain mapping to a frozen dataclass, led by the field annotations; every problem is collected, none is guessed.
+"""Converts a plain mapping to a frozen dataclass by its annotations, and collects all problems.
 
-What is accepted beyond the type itself: ``"1e-4"`` where a number is asked (PyYAML reads it as text), ``3.0`` and
-``"3"`` for an int, ``yes/no/on/off`` for a bool, a text for a list of texts (split at commas), ``[left, right]`` for a
-list of such pairs. What is not: a bool as a number, NaN, infinity, a number as text. ``null`` is ``None`` where the
-field allows it, else it is as if the key were absent.
+Accepted in addition to the annotated type: ``"1e-4"`` for a number (PyYAML reads it as a string), ``3.0`` and ``"3"``
+for an int, ``yes/no/on/off`` for a bool, a string for a list of strings (split at commas), ``[left, right]`` for a list
+of such pairs. Refused: a bool for a number, NaN, infinity, a number for a string. ``null`` is ``None`` if the field
+allows it; otherwise the key is treated as missing.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "o
 
 
 class _Refused(Exception):
-    """A value does not fit; the text says what would: ``a whole number``."""
+    """A value has the wrong type; the message names the expected one: ``a whole number``."""
 
 
 def build(cls: type[T], mapping: Mapping[str, Any], path: str, problems: Problems) -> T | None:
-    """An instance of the dataclass ``cls`` from plain values; ``None`` after noting problems under ``path``."""
+    """Build the dataclass ``cls`` from plain values; ``None`` if there were problems, recorded under ``path``."""
     hints = typing.get_type_hints(cls)
     hints = {name: hint for name, hint in hints.items() if typing.get_origin(hint) is not typing.ClassVar}
     before = len(problems.lines)
@@ -57,7 +57,7 @@ def build(cls: type[T], mapping: Mapping[str, Any], path: str, problems: Problem
 
 
 def to_plain(value: Any) -> Any:
-    """Dataclasses and tuples to dicts and lists, for YAML and JSON."""
+    """Convert dataclasses and tuples to dicts and lists, for YAML and JSON."""
     if dataclasses.is_dataclass(value):
         return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     return [to_plain(item) for item in value] if isinstance(value, tuple) else value
@@ -80,7 +80,7 @@ def _show(value: Any) -> str:
 
 
 def _coerce(value: Any, hint: Any) -> Any:
-    """The value as the annotation wants it; raises ``_Refused``."""
+    """Convert a value to an annotated type. Raises ``_Refused``."""
     members = _members(hint)
     if value is None and type(None) in members:
         return None
@@ -145,7 +145,7 @@ def _str(value: Any) -> str:
 
 
 def _tuple(value: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """``tuple[X, ...]`` or a pair ``tuple[X, Y]`` from a list."""
+    """Convert a list to ``tuple[X, ...]`` or to a pair ``tuple[X, Y]``."""
     if isinstance(value, str) and args[0] is str:
         return tuple(part.strip() for part in value.split(",") if part.strip())
     if not isinstance(value, list | tuple):
@@ -155,5 +155,5 @@ def _tuple(value: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
             raise _Refused(f"a list of {len(args)}")
         return tuple(_coerce(item, hint) for item, hint in zip(value, args, strict=True))
     if typing.get_origin(args[0]) is tuple and value and not any(isinstance(item, list | tuple) for item in value):
-        value = [value]  # one pair for a list of pairs
+        value = [value]  # a single pair instead of a list of pairs
     return tuple(_coerce(item, args[0]) for item in value)

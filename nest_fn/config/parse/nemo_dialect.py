@@ -1,10 +1,10 @@
-"""The reference's YAML read as ours: where its sections differ, which keys are ignored, what is refused and why.
+"""Translates the reference's YAML to ours: sections that differ, keys that are ignored, keys that are refused.
 
-Read: ``train_ds``, ``validation_ds`` and ``batch_augmentor`` (as ``data``), a Lightning ``trainer``, ``_target_``
-lines, ``normalize`` given as fixed statistics, ``NoamAnnealing`` and ``CosineAnnealing``. Dropped without effect, and
-told by ``Config.advice``: exactly the names that ``nemo_keys`` lists. The reference's data sections have one
-counterpart here, so validation has the training set's noise and augmentation, ``test_ds`` is not read, and
-``batch_size`` bounds a batch beside ``data.batch_seconds``.
+Translated: ``train_ds``, ``validation_ds`` and ``batch_augmentor`` (to ``data``), a Lightning ``trainer``, ``_target_``
+keys, ``normalize`` with fixed statistics, ``NoamAnnealing`` and ``CosineAnnealing``. Ignored, with a remark in
+``Config.advice``: exactly the keys that ``nemo_keys`` lists. All data sections of the reference become the one section
+``data``, so that validation uses the noise and augmentation of the training set, ``test_ds`` is not read, and
+``batch_size`` limits a batch together with ``data.batch_seconds``.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from .nemo_keys import (
+    ALTERNATIVES,
     DATA_COUNTERPARTS,
     DATA_INERT,
     DATA_REFUSED_UNLESS_FALSE,
-    INSTEAD,
     MODEL_INERT,
     PRECISIONS,
     REFUSED_UNLESS_FALSE,
@@ -35,9 +35,9 @@ Tree = dict[str, Any]
 
 
 def read_dialect(tree: Mapping[str, Any], problems: Problems) -> Tree:
-    """Our flat mapping (model keys, ``data``, ``trainer``) from a whole file, ours or the reference's.
+    """Translate a whole file, ours or the reference's, to our flat mapping (model keys, ``data``, ``trainer``).
 
-    What cannot be read is noted in ``problems``, which also learns how keys are called in the user's file.
+    Problems are recorded in ``problems``, and also the paths of keys in the user's file.
     """
     root = {key: value for key, value in tree.items() if key not in TOP_LEVEL_INERT}
     _without_effect("", tree, TOP_LEVEL_INERT, problems)
@@ -60,7 +60,7 @@ def read_dialect(tree: Mapping[str, Any], problems: Problems) -> Tree:
             flat[name] = _section(name, flat[name], name, problems)
     _spec_augment(flat.pop("spec_augment", None), problems)
     _skip_nan(flat, problems)
-    _off_and_fixed(flat)
+    _translate_off_and_fixed(flat)
     _optim(flat, problems)
     _data(flat, problems)
     _trainer(flat, problems)
@@ -69,13 +69,13 @@ def read_dialect(tree: Mapping[str, Any], problems: Problems) -> Tree:
 
 
 def _without_effect(section: str, given: Mapping[str, Any], inert: set[str], problems: Problems) -> None:
-    """Note what of the inert keys is given and asks for something."""
+    """Record those inert keys that are given and not off (false or null)."""
     asked = [key for key, value in given.items() if key in inert - SILENT and value not in (None, False)]
-    problems.without_effect(section, asked, INSTEAD)
+    problems.without_effect(section, asked, ALTERNATIVES)
 
 
 def _check_target(section: Tree, key: str, name: str, path: str, problems: Problems) -> None:
-    """Drop a class path whose last part is the class that we stand for; refuse any other by name."""
+    """Drop a class path if it names the class that we implement; record a problem for any other."""
     target = section.pop(key, None)
     expected = TARGETS.get(name, set())
     if target is not None and str(target).rpartition(".")[2] not in expected:
@@ -84,7 +84,7 @@ def _check_target(section: Tree, key: str, name: str, path: str, problems: Probl
 
 
 def _section(name: str, given: Mapping[str, Any], path: str, problems: Problems) -> Tree:
-    """A section without its class path and its inert keys."""
+    """Copy a section without its class path and inert keys."""
     section = {key: value for key, value in given.items() if key not in SECTION_INERT.get(name, ())}
     _check_target(section, "_target_", name, f"{path}._target_", problems)
     for (owner, key), reason in REFUSED_UNLESS_FALSE.items():
@@ -94,7 +94,7 @@ def _section(name: str, given: Mapping[str, Any], path: str, problems: Problems)
 
 
 def _spec_augment(section: Any, problems: Problems) -> None:
-    """Masking of spectrogram strips: accepted where it is off, as in every recipe of the reference."""
+    """Check that SpecAugment is off, as in all recipes of the reference."""
     if section is None:
         return
     if not isinstance(section, Mapping):
@@ -113,8 +113,8 @@ def _skip_nan(flat: Tree, problems: Problems) -> None:
         problems.add("skip_nan_grad", "is not supported; a batch without masked tokens has loss 0 here")
 
 
-def _off_and_fixed(flat: Tree) -> None:
-    """``false`` for off, and fixed statistics given as a mapping."""
+def _translate_off_and_fixed(flat: Tree) -> None:
+    """Translate ``false`` for None, and fixed statistics given as a mapping."""
     section = flat.get("preprocessor")
     if isinstance(section, dict):
         fixed = section.get("normalize")
@@ -141,7 +141,7 @@ def _optim(flat: Tree, problems: Problems) -> None:
 
 
 def _inherit(flat: Tree) -> None:
-    """Values that one place gives for another: the sample rate, and either seconds or samples of a window."""
+    """Copy the sample rate between its two places, and unset seconds of a window that is given in samples."""
     section = flat.setdefault("preprocessor", {})
     if not isinstance(section, dict):
         return
@@ -155,7 +155,7 @@ def _inherit(flat: Tree) -> None:
 
 
 def _data(flat: Tree, problems: Problems) -> None:
-    """``train_ds`` and ``validation_ds`` as ``data``; what an own ``data`` section says goes before."""
+    """Translate ``train_ds`` and ``validation_ds`` to ``data``; values of a given ``data`` section take precedence."""
     found: Tree = {}
     for name in ("train_ds", "validation_ds"):
         given = flat.pop(name, None)
@@ -208,7 +208,7 @@ def _data_set(name: str, given: Mapping[str, Any], sample_rate: Any, problems: P
 
 
 def _trainer(flat: Tree, problems: Problems) -> None:
-    """A Lightning block: what has a counterpart is translated, the known rest dropped."""
+    """Translate Lightning's ``trainer`` section; keys without counterpart that are known are dropped."""
     if not isinstance(flat.get("trainer"), Mapping):
         return
     trainer: Tree = {}

@@ -1,11 +1,11 @@
-"""The reference's keys by what becomes of them: which have a counterpart here, which do nothing, which are refused."""
+"""The reference's keys: which have a counterpart here, which are ignored, which are refused."""
 
 from __future__ import annotations
 
 TOP_LEVEL_INERT = {"name", "exp_manager", "hydra", "defaults"}
 MODEL_INERT = {"nemo_version", "log_prediction", "test_ds"}
-SILENT = {"name", "nemo_version", "hydra"}  # what says nothing about a run
-INSTEAD = {  # what does here the work of a key that does nothing
+SILENT = {"name", "nemo_version", "hydra"}  # ignored without a remark, as they do not change a run
+ALTERNATIVES = {  # for a key that is ignored, the setting to use instead
     "exp_manager": "--folder, trainer.save_every, trainer.keep_last",
     "devices": "torchrun --nproc-per-node",
     "gpus": "torchrun --nproc-per-node",
@@ -39,7 +39,7 @@ TARGETS = {
 }
 
 SECTION_INERT = {
-    "preprocessor": {"stft_conv", "stft_exact_pad"},  # deprecated there, without effect
+    "preprocessor": {"stft_conv", "stft_exact_pad"},  # deprecated, without effect in the reference
     "encoder": {"sync_max_audio_length", "use_pytorch_sdpa_backends"},
     "sched": {"last_epoch", "monitor", "reduce_on_plateau"},
 }

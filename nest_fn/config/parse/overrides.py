@@ -1,4 +1,4 @@
-"""Overrides ``a.b=c`` and references ``${a.b}`` on the plain mapping, before any key is given a meaning."""
+"""Overrides ``a.b=c`` and references ``${a.b}``, applied to the plain mapping before keys are interpreted."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from .problems import ConfigError, Problems
 from .yaml_io import MAX_DEPTH, MAX_NODES, parse
 
 MISSING = "???"
-"""The reference's mark for "the user must give this"; read as if the key were absent."""
+"""Marks values that the user must set, in the reference's files; treated as a missing key."""
 
 OWN_SECTIONS = ("data", "trainer")
-"""Sections that stand beside ``model:``, never in it."""
+"""Sections at the top level, beside ``model:``."""
 
 _REFERENCE = re.compile(r"\$\{([^${}]*)\}")
-_MAX_TEXT = 10_000  # characters of one text after its references are written out
+_MAX_TEXT = 10_000  # maximum characters of a string after its references are resolved
 
 
 def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A copy of the tree with ``"encoder.n_layers=2"`` and the like set; values are YAML, a leading ``model.`` is free.
+    """Apply overrides such as ``"encoder.n_layers=2"`` to a copy of the tree.
 
-    Raises ``TypeError`` for one text instead of a list, ``ConfigError`` for text without ``=`` and for a path that runs
-    through a plain value.
+    Values are YAML; a leading ``model.`` is optional. Raises ``TypeError`` for a string instead of a list,
+    ``ConfigError`` for an override without ``=`` and for a path below a plain value.
     """
     if isinstance(overrides, str | bytes) or not all(isinstance(text, str) for text in overrides):
         raise TypeError(f"overrides: pass a list of texts, as ['encoder.n_layers=2']; got {shown(overrides)}.")
@@ -38,7 +38,7 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
             problems.lines.append(f"override {shown(text)} wants the form 'encoder.n_layers=2'")
             continue
         try:
-            tree = _with(tree, _place(tree, keys), parse(value), path, problems)
+            tree = _set(tree, _place(tree, keys), parse(value), path, problems)
         except ConfigError as error:
             problems.lines.append(f"override {shown(text)}: {error.problems[0]}")
     problems.raise_if_any()
@@ -46,24 +46,24 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
 
 
 def _place(tree: Mapping[str, Any], keys: list[str]) -> list[str]:
-    """The path with or without ``model.``, as the tree has it."""
+    """The path of an override in the tree, with ``model`` in front if the tree has such a section."""
     if keys[0] == "model" and len(keys) > 1:
         keys = keys[1:]
     inside = isinstance(tree.get("model"), Mapping) and keys[0] not in OWN_SECTIONS and keys[0] not in tree
     return ["model", *keys] if inside else keys
 
 
-def _with(tree: Any, keys: list[str], value: Any, path: str, problems: Problems) -> Any:
+def _set(tree: Any, keys: list[str], value: Any, path: str, problems: Problems) -> Any:
     if not keys:
         return value
     if tree is not None and not isinstance(tree, Mapping):
         problems.lines.append(f"override {shown(path)} runs through a plain value, {shown(tree)}")
         return tree
-    return {**(tree or {}), keys[0]: _with((tree or {}).get(keys[0]), keys[1:], value, path, problems)}
+    return {**(tree or {}), keys[0]: _set((tree or {}).get(keys[0]), keys[1:], value, path, problems)}
 
 
 class _Resolver:
-    """Writes references out, counting nodes as it goes: sharing would let a small file stand for a huge one."""
+    """Resolves references and counts nodes, because references let a small file expand to a huge one."""
 
     def __init__(self, root: Mapping[str, Any]) -> None:
         self.root = root
@@ -71,7 +71,10 @@ class _Resolver:
         self.nodes = 0
 
     def value(self, value: Any, path: str, chain: tuple[str, ...]) -> Any:
-        """The value with every reference below it replaced; ``chain`` holds the references being followed."""
+        """Resolve all references in a value; ``chain`` has the references being followed.
+
+        Raises ``ConfigError`` if there are too many nodes or levels.
+        """
         self.nodes += 1
         if self.nodes > MAX_NODES or path.count(".") + len(chain) > MAX_DEPTH:
             raise ConfigError([f"'{path}': references grow beyond {MAX_NODES} nodes or {MAX_DEPTH} levels"])
@@ -84,7 +87,7 @@ class _Resolver:
         return value
 
     def mapping(self, value: Mapping[Any, Any], path: str, chain: tuple[str, ...]) -> dict[str, Any]:
-        """A mapping without its missing keys."""
+        """Resolve a mapping; keys whose value is ``???`` are dropped."""
         plain = {}
         for key, item in value.items():
             below = f"{path}.{key}" if path else str(key)
@@ -97,7 +100,10 @@ class _Resolver:
         return plain
 
     def text(self, value: str, path: str, chain: tuple[str, ...]) -> Any:
-        """A text with references: the value itself where the text is one reference, else their texts put in."""
+        """Resolve a string: to the referenced value if it is one reference, else by substitution.
+
+        Raises ``ConfigError`` if it becomes too long.
+        """
         whole = _REFERENCE.fullmatch(value)
         if whole:
             return self.follow(whole[1].strip(), path, chain)
@@ -110,7 +116,7 @@ class _Resolver:
         return written
 
     def follow(self, target: str, path: str, chain: tuple[str, ...]) -> Any:
-        """The value that ``${target}`` stands for."""
+        """Resolve the reference ``${target}``."""
         if target in chain:
             self.problems.add(path, f"is a cycle of references: {' -> '.join((*chain, target))}")
             return MISSING
@@ -123,7 +129,10 @@ class _Resolver:
         return self.value(value, path, (*chain, target))
 
     def look_up(self, target: str) -> Any:
-        """The value at a dotted path from the root, from ``model``, or, in a bare model section, without ``model.``."""
+        """Look up a dotted path from the root, then in ``model``, then without a leading ``model.``.
+
+        Raises ``KeyError``.
+        """
         keys = target.split(".")
         for path in (keys, ["model", *keys], keys[keys[0] == "model" :]):
             try:
@@ -140,9 +149,9 @@ def _child(node: Any, key: str) -> Any:
 
 
 def resolve(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree as plain dicts and lists with all references written out and missing keys (``???``) left out.
+    """Resolve all references of a tree, to plain dicts and lists; keys with the value ``???`` are dropped.
 
-    Raises ``ConfigError`` for cycles, for references to nothing, and for trees that grow beyond the reader's budget.
+    Raises ``ConfigError`` for cycles, for references to missing keys and for trees that become too large.
     """
     resolver = _Resolver(tree)
     plain = resolver.mapping(tree, "", ())

@@ -1,4 +1,4 @@
-"""One error type for everything that can be wrong with a configuration, and a basket that collects problems."""
+"""The error of invalid configurations, and a collector of problems."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from nest_fn.files.quoting import clip, printable
 
-_SHOWN = 20  # problems that a message lists
-_LONGEST = 900  # characters of one
+_SHOWN = 20  # maximum problems in a message
+_LONGEST = 900  # maximum characters of one problem
 _QUOTED = re.compile(r"^'([\w.]+)'")
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used: ``problems`` holds one line each, ``source`` the file they stand in."""
+    """An invalid configuration: ``problems`` has one line for each problem, ``source`` is the file that was read."""
 
     def __init__(self, problems: Sequence[str], source: str = "config") -> None:
         self.problems = tuple(clip(printable(line).replace("\n", " "), _LONGEST) for line in problems)
@@ -30,21 +30,21 @@ class ConfigError(ValueError):
         return type(self), (self.problems, self.source)
 
 
-def blamed(error: ConfigError, of_file: Sequence[str], overrides: Sequence[str]) -> ConfigError:
-    """The error with the overrides named as the source of those problems that the file without them has not."""
+def blame_overrides(error: ConfigError, of_file: Sequence[str], overrides: Sequence[str]) -> ConfigError:
+    """Name the overrides as the source of those problems that the file does not have without them."""
     brought = [line for line in error.problems if line not in of_file]
     if not brought:
         return error
     if any(line.startswith("override ") for line in brought):
         source = "overrides"
     else:
-        source = "override " + clip(" ".join(_concerned(brought, overrides)), 200)
+        source = "override " + clip(" ".join(_overrides_of(brought, overrides)), 200)
     rest = [f"{error.source}: {line}" for line in error.problems if line in of_file]
     return ConfigError([*brought, *rest], source)
 
 
-def _concerned(lines: Sequence[str], overrides: Sequence[str]) -> list[str]:
-    """The overrides of the keys that the lines begin with; all of them if these are none."""
+def _overrides_of(lines: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """The overrides that set the keys at the beginning of ``lines``; all overrides if there are none."""
     keys = {
         match[1].removeprefix("model.")
         for line in lines
@@ -56,18 +56,18 @@ def _concerned(lines: Sequence[str], overrides: Sequence[str]) -> list[str]:
 
 
 class Problems:
-    """Collects what is wrong, so that a reader sees all of it at once.
+    """Collects problems, so that all of them are reported at once.
 
-    ``written`` maps our key paths to the ones that stand in the user's file, where the two differ.
+    ``written`` maps our key paths to those of the user's file, where they differ.
     """
 
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.written: dict[str, str] = {}
-        self.unused: list[str] = []  # remarks on keys that have no effect here
+        self.unused: list[str] = []  # remarks on keys without effect
 
     def name(self, path: str) -> str:
-        """The path as the user wrote it: the longest known prefix is translated back."""
+        """The path as in the user's file: its longest prefix in ``written`` is replaced."""
         parts = path.split(".")
         for end in range(len(parts), -1, -1):
             prefix = ".".join(parts[:end])
@@ -76,32 +76,32 @@ class Problems:
         return path
 
     def as_written(self, line: str) -> str:
-        """A line about one of our paths, as the cross-field checks make it, with the user's name of the path."""
+        """Replace our path at the beginning of a problem by the path in the user's file."""
         return _QUOTED.sub(lambda match: f"'{self.name(match[1])}'", line)
 
     def add(self, path: str, message: str) -> None:
-        """Note that the value at ``path`` is wrong: ``'model.encoder.n_heads' must divide ...``."""
+        """Record that the value at ``path`` is wrong: ``'model.encoder.n_heads' must divide ...``."""
         self.lines.append(f"'{clip(self.name(path), 200)}' {message}")
 
     def require(self, holds: bool, path: str, message: str) -> None:
-        """Note ``message`` unless ``holds``."""
+        """Record ``message`` unless the condition ``holds``."""
         if not holds:
             self.add(path, message)
 
     def without_effect(self, section: str, keys: Sequence[str], instead: Mapping[str, str]) -> None:
-        """Note keys that are known and do nothing here, each with what does it ``instead`` if there is such."""
+        """Record known keys without effect here, each with the setting to use ``instead``, if there is one."""
         named = [self.name(f"{section}.{key}" if section else key) for key in keys]
         told = [f"{name} ({instead[key]})" if key in instead else name for name, key in zip(named, keys, strict=True)]
         if told:
             self.unused.append(f"without effect here: {clip(', '.join(told), 600)}")
 
     def unknown(self, path: str, known: Iterable[str]) -> None:
-        """Note a key that nobody reads, with the nearest known one."""
+        """Record an unknown key, with the most similar known one."""
         near = difflib.get_close_matches(path.rpartition(".")[2][:100], sorted(known), n=1, cutoff=0.6)
         hint = f"; did you mean '{near[0]}'?" if near else f"; known here: {', '.join(sorted(known))}"
         self.lines.append(f"unknown key '{clip(self.name(path), 200)}'{clip(hint, 600)}")
 
     def raise_if_any(self, source: str = "config") -> None:
-        """Raise ``ConfigError`` with everything collected so far."""
+        """Raise ``ConfigError`` with all problems recorded so far, if any."""
         if self.lines:
             raise ConfigError(self.lines, source)

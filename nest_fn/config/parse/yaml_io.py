@@ -1,8 +1,8 @@
-"""YAML text to a plain mapping: a SafeLoader with YAML 1.2's scalars, and without YAML's traps.
+"""Reads YAML to a plain mapping: a SafeLoader with the scalars of YAML 1.2 and additional checks.
 
-``1e-4`` is a number, ``no`` and ``1:30`` are text, ``010`` is ten; a key that stands twice, a tag, a self-containing
-alias, a file that is too large, too deep or grows beyond a budget when its aliases are written out is an error that
-names the line.
+``1e-4`` is a number, ``no`` and ``1:30`` are strings, ``010`` is ten. Duplicate keys, tags, aliases that contain
+themselves, and files that are too large, too deep or too large after expansion of their aliases are errors, which name
+the line.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from nest_fn.files.inputs import open_plain
 from .problems import ConfigError
 
 MAX_BYTES = 1_000_000
-MAX_NODES = 100_000  # after aliases are written out
+MAX_NODES = 100_000  # after expansion of aliases
 MAX_DEPTH = 64
 
 
 class _Loader(yaml.SafeLoader):
-    """Counts nodes and depth, and refuses duplicate keys, before anything is built."""
+    """Limits the number of nodes and the depth, and refuses duplicate keys, before objects are constructed."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.nesting = 0
-        self.extent: dict[int, tuple[int, int]] = {}  # id(node) -> nodes below it, levels below it
+        self.extent: dict[int, tuple[int, int]] = {}  # id(node) -> number of nodes, number of levels, including itself
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """One node; its size is known before the next one is read, so that a bomb never goes off."""
+        """Compose one node and check its size at once, so that nested aliases cannot exhaust the memory."""
         mark = self.peek_event().start_mark
         self.nesting += 1
         if self.nesting > MAX_DEPTH:
@@ -57,7 +57,7 @@ class _Loader(yaml.SafeLoader):
         return 1 + sum(nodes for nodes, _ in below), 1 + max((levels for _, levels in below), default=0)
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """A mapping whose keys are plain texts that stand once."""
+        """Compose a mapping and check that its keys are distinct plain strings."""
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         seen: dict[str, int] = {}
         for key, _ in node.value:
@@ -71,7 +71,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_core_int(self, node: yaml.ScalarNode) -> int:
-        """YAML 1.2's int: ``010`` is ten, ``0x10`` and ``0o10`` say so."""
+        """Parse an int of YAML 1.2: ``010`` is ten, ``0x10`` is hexadecimal, ``0o10`` octal."""
         text = node.value
         return int(text, 0) if text[:2] in ("0x", "0o") else int(text, 10)
 
@@ -80,7 +80,7 @@ def _resolver(tag: str, pattern: str, first: str) -> None:
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(rf"^(?:{pattern})$"), list(first))
 
 
-_Loader.yaml_implicit_resolvers = {}  # its own; those of PyYAML are YAML 1.1's
+_Loader.yaml_implicit_resolvers = {}  # PyYAML's are those of YAML 1.1
 _resolver("bool", "true|True|TRUE|false|False|FALSE", "tTfF")
 _resolver("null", "~|null|Null|NULL|", "~nN")
 _Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^$"), [""])
@@ -95,12 +95,12 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_core_int)
 
 
 def resolvers() -> dict[str, list[Any]]:
-    """The rules by which plain scalars get their types, for a writer that must quote what they would mistake."""
+    """The rules that assign types to plain scalars, by first character; the writer uses them to quote strings."""
     return {first: list(rules) for first, rules in _Loader.yaml_implicit_resolvers.items()}
 
 
 def parse(text: str, source: str = "config") -> Any:
-    """The value of a YAML document; ``None`` for an empty one. Raises ``ConfigError`` with the line."""
+    """Parse a YAML document; an empty one is ``None``. Raises ``ConfigError`` with the line."""
     if len(text) > MAX_BYTES:
         raise ConfigError([f"{len(text)} characters; a configuration has at most {MAX_BYTES}"], source)
     loader: _Loader | None = None
@@ -126,7 +126,7 @@ def _explain(error: yaml.MarkedYAMLError) -> str:
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file, UTF-8 with or without a byte order mark. Raises ``ConfigError`` naming the file."""
+    """Read a YAML file that holds a mapping, in UTF-8. Raises ``ConfigError`` naming the file."""
     source = str(path)
     try:
         with open_plain(path) as file:

@@ -356,7 +356,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 
 
 def test_a_gzip_bomb_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nest_fn.interop.nemo_archive._ALWAYS", 1 << 20)
+    monkeypatch.setattr("nest_fn.interop.nemo_archive._MIN_LIMIT", 1 << 20)
     (tmp_path / "a.nemo").write_bytes(gzip.compress(bytes(1 << 24)))
     with pytest.raises(CheckpointError, match="unpacks to more than 1048576 bytes"):
         read_nemo(tmp_path / "a.nemo")
