@@ -50,23 +50,23 @@ def token_mask(mask: Tensor, cfg: LossConfig) -> Tensor:
 
 
 class TokenScores(NamedTuple):
-    """What log-probabilities say of each target token."""
+    """Loss and correctness of each target token."""
 
     losses: Tensor  # [B, T, K], nats
-    correct: Tensor  # bool [B, T, K], where the likeliest class is the target
+    correct: Tensor  # bool [B, T, K], where the most probable class is the target
     tokens: Tensor  # int64 [B, T, K], the targets
-    valid: Tensor  # bool [B, T], within the length, in a row of weight above 0
-    masked: Tensor  # bool [B, T], valid and masked: the tokens of the loss
+    valid: Tensor  # bool [B, T], not padding, in a row with weight > 0
+    masked: Tensor  # bool [B, T], valid and masked: the tokens that enter the loss
 
 
 def score_tokens(
     log_probs: Tensor, lengths: Tensor, masks: Tensor, tokens: Tensor, cfg: LossConfig, weight: Tensor | None = None
 ) -> TokenScores:
-    """Loss and correctness of every token of ``model.forward``'s output, whose fields are the first four arguments.
+    """Loss in nats and correctness of each token; the first four arguments are the fields of ``model.forward``'s output.
 
-    ``log_probs [B, T, C, K]`` with ``tokens [B, T, K]``, or ``[B, T, C]`` with ``[B, T]``; lengths ``[B]`` in encoder
-    frames; ``masks [B, M, F]``; ``weight [B]``, 0 for rows that must not count. Raises ``ValueError`` if the targets
-    are not as long as the log-probabilities (Q45).
+    ``log_probs [B, T, C, K]`` with ``tokens [B, T, K]``, or ``[B, T, C]`` with ``[B, T]``; ``lengths [B]`` in encoder
+    frames; ``masks [B, M, F]``; ``weight [B]``, 0 for rows to exclude. Raises ``ValueError`` if the shapes do not match
+    (Q45).
     """
     scores, targets = _by_book("score_tokens", log_probs, tokens)
     valid = valid_mask(lengths, targets.shape[1])
@@ -92,7 +92,7 @@ def masked_cross_entropy(log_probs: Tensor, tokens: Tensor, token_mask: Tensor) 
 
 
 def _by_book(what: str, log_probs: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as ``[B, T, C, K]`` and ``[B, T, K]``, with an axis for the codebook where there was none."""
+    """Add the codebook axis if it is missing: log-probabilities ``[B, T, C, K]`` and tokens ``[B, T, K]``."""
     scores, targets = (log_probs, tokens) if log_probs.ndim == 4 else (log_probs[..., None], tokens[..., None])
     if targets.shape != (*scores.shape[:2], scores.shape[3]):
         raise ValueError(
