@@ -62,7 +62,7 @@ class TokenScores(NamedTuple):
 def score_tokens(
     log_probs: Tensor, lengths: Tensor, masks: Tensor, tokens: Tensor, cfg: LossConfig, weight: Tensor | None = None
 ) -> TokenScores:
-    """Loss in nats and correctness of each token; the first four arguments are the fields of ``model.forward``'s output.
+    """Loss in nats and correctness of each token; the first four arguments are the fields of ``forward``'s output.
 
     ``log_probs [B, T, C, K]`` with ``tokens [B, T, K]``, or ``[B, T, C]`` with ``[B, T]``; ``lengths [B]`` in encoder
     frames; ``masks [B, M, F]``; ``weight [B]``, 0 for rows to exclude. Raises ``ValueError`` if the shapes do not match

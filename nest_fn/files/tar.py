@@ -1,7 +1,7 @@
-"""Where the members of a tar archive are, by Python's ``tarfile``; nothing is extracted.
+"""Positions of the members of a tar archive, read by Python's ``tarfile``; nothing is extracted.
 
-Refused are links, devices, sparse files, absolute names, names with ``..``, duplicates, and archives that are damaged
-or cut short: ``tarfile`` alone takes a damaged header for the end of the archive.
+Links, devices, sparse files, absolute names, names with ``..``, duplicates and damaged or truncated archives are
+refused. The checks here are needed because ``tarfile`` treats a damaged header as the end of the archive.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _KINDS = {
 
 
 class TarError(ValueError):
-    """An archive that is damaged, or holds something else than plain files."""
+    """An archive that is damaged or contains something other than regular files."""
 
 
 class Member(NamedTuple):
-    """One regular file in an archive: bytes ``[start, start + size)`` of it."""
+    """One regular file in an archive, at the bytes ``[start, start + size)`` of the archive."""
 
     name: str
     start: int
@@ -30,7 +30,7 @@ class Member(NamedTuple):
 
 
 def tar_members(file: BinaryIO) -> list[Member]:
-    """The regular files of an archive, in order. Raises ``TarError`` on anything that is not plain and whole."""
+    """List the regular files of an archive, in order. Raises ``TarError`` for other members and damaged archives."""
     members: dict[str, Member] = {}
     for info in _headers(file, file.seek(0, os.SEEK_END)):
         name = _safe(info.name)
@@ -48,7 +48,7 @@ def tar_members(file: BinaryIO) -> list[Member]:
 
 
 def _headers(file: BinaryIO, total: int) -> Iterator[tarfile.TarInfo]:
-    """The headers of an archive of ``total`` bytes, up to the block of zeros at its end."""
+    """Iterate over the headers of an archive of ``total`` bytes, up to the block of zeros at its end."""
     file.seek(0)
     if total == 0:
         raise TarError("tar archive is cut at byte 0: its end mark is missing")
@@ -56,7 +56,7 @@ def _headers(file: BinaryIO, total: int) -> Iterator[tarfile.TarInfo]:
         with tarfile.open(fileobj=file, mode="r:", errors="surrogateescape") as archive:
             position = 0
             while (info := archive.next()) is not None:
-                archive.members.clear()  # type: ignore[attr-defined]  # kept by tarfile for questions that nobody asks
+                archive.members.clear()  # type: ignore[attr-defined]  # tarfile keeps them for lookups by name
                 if info.offset < position or info.size < 0:
                     raise TarError(f"tar header at byte {info.offset} has a negative size")
                 position = info.offset_data + info.size
@@ -79,7 +79,7 @@ def _headers(file: BinaryIO, total: int) -> Iterator[tarfile.TarInfo]:
 
 
 def _safe(name: str) -> str:
-    """A name relative to the archive, without ``./``."""
+    """Normalise a member's name and check that it stays inside the archive."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith(("/", "\\")) or ".." in parts or "\0" in name:
         raise TarError(f"tar member {name!r} points outside of the archive")
