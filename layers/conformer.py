@@ -20,14 +20,14 @@ class ConformerSpec(NamedTuple):
     width: int
     heads: int
     hidden: int  # of the feed-forward modules
-    kernel: int
+    kernel: int  # frames
     conv_context: tuple[int, int]  # (left, right) frames of the depthwise convolution
     bias: bool = True
     norm: str = "batch_norm"
     masked_norm: bool = False
     relative: bool = True
     tied: bool = False  # True: u and v belong to the encoder, not to the layer
-    window: tuple[int, int] | None = None  # (left, right) of local attention
+    window: tuple[int, int] | None = None  # (left, right) frames of local attention
     aligned: bool = False  # if left != right: add position scores to the right keys (Q47)
     global_tokens: int = 0
     global_spacing: int = 1

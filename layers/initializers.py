@@ -31,7 +31,7 @@ def normal(key: Key, shape: Sequence[int], std: float = 1.0) -> Tensor:
 
 
 def torch_default(key: Key, shape: Sequence[int], fan_in: int) -> Tensor:
-    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), float32 ``[*shape]``: the default of torch.nn.Linear and Conv, bias too."""
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), float32 ``[*shape]``: the default of torch.nn.Linear and Conv."""
     return uniform(key, shape, 1.0 / math.sqrt(fan_in))
 
 

@@ -91,9 +91,7 @@ class QuantizerConfig(ShortRepr):
     squeeze_single: bool | None = None  # None: Config.squeeze_single
     combine_time_steps: int | None = None  # frames per token; None: the subsampling factor (1 under post_conv)
     feat_in: int | None = None  # None: derived
-    input_norm: bool = (
-        False  # True: normalise stacked frames before projection, as NeMo's newer quantizer (reference 0)
-    )
+    input_norm: bool = False  # True: normalise stacked frames before projection, as newer NeMo (reference 0)
     precision: str = "float64"  # of the nearest-code search: float64 (as the reference), float32
 
 

@@ -13,11 +13,11 @@ class AugmentConfig(ShortRepr):
     """Noise and other speakers mixed into the input (reference 7.5). Ratios are dB of the audio over what is added."""
 
     prob: float = 0.5  # probability that an utterance is augmented
-    noise_ratio: float = 0.5  # probability that it is noise; otherwise other speakers of the batch
+    noise_ratio: float = 0.5  # probability that noise is added, else other speakers of the batch
     min_r_speech: float = -5.0  # dB
-    max_r_speech: float = 5.0
-    min_r_noise: float = -5.0
-    max_r_noise: float = 20.0
+    max_r_speech: float = 5.0  # dB
+    min_r_noise: float = -5.0  # dB
+    max_r_noise: float = 20.0  # dB
     min_mix_rate: float = 0.5  # fraction of the utterance that is covered
     max_mix_rate: float = 0.5
     min_num_segments: int = 1
@@ -25,9 +25,7 @@ class AugmentConfig(ShortRepr):
     min_num_speakers: int = 1
     max_num_speakers: int = 1
     rir_prob: float = 0.0  # probability that an utterance is convolved with a room impulse response
-    keep_raw_noise: bool = (
-        False  # True: rows without augmentation keep their noise at gain 1, as in the reference (Q32)
-    )
+    keep_raw_noise: bool = False  # True: rows without augmentation keep noise at gain 1, as in the reference (Q32)
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,9 +36,7 @@ class DataConfig(ShortRepr):
     valid: tuple[str, ...] = ()
     noise: tuple[str, ...] = ()
     rir: tuple[str, ...] = ()
-    train_shards: tuple[
-        str, ...
-    ] = ()  # tar archives with the audio of the manifests, e.g. audio_{0..511}.tar; empty: files
+    train_shards: tuple[str, ...] = ()  # tar archives with the audio, e.g. audio_{0..511}.tar; empty: files
     valid_shards: tuple[str, ...] = ()
     weights: tuple[float, ...] | None = None  # one per training manifest: how often its utterances occur in an epoch
     min_duration: float = 1.0  # seconds
@@ -75,7 +71,7 @@ class SchedConfig(ShortRepr):
     d_model: int | None = None  # None: encoder.d_model
     warmup_steps: int | None = 25000
     warmup_ratio: float | None = None  # of max_steps; excludes warmup_steps
-    constant_steps: int = 0
+    constant_steps: int = 0  # cosine: steps at min_lr at the end (reference 6.4)
     min_lr: float = 1e-6
     max_steps: int | None = None  # None: trainer.max_steps
 
@@ -113,8 +109,8 @@ class TrainerConfig(ShortRepr):
     clip_norm: float = 0.0  # 0: off
     ema_decay: float = 0.0  # 0: off
     log_every: int = 10  # steps
-    valid_every: int = 1000
-    save_every: int = 1000
+    valid_every: int = 1000  # steps
+    save_every: int = 1000  # steps
     keep_last: int = 3  # checkpoints
     keep_best: int = 0  # in addition, this many with the lowest validation loss
     keep_every: int = 0  # in addition, those of steps divisible by it; 0: none

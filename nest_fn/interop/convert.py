@@ -32,7 +32,7 @@ _KINDS = ".nemo, .safetensors, .pt, or a name without a suffix for a folder"
 
 
 def read_any(path: str | Path, compat: Compat | None = None) -> tuple[Params, State, Config]:
-    """Read params, state and config, onto the CPU, of any of these formats; of a run, its newest valid checkpoint.
+    """Read params, state and config from any of these formats, onto the CPU; from a run, its newest valid checkpoint.
 
     ``compat`` (``current``, ``legacy``) overrides the numerics of the file's config. Raises ``CheckpointError``.
     """
@@ -53,7 +53,7 @@ def read_any(path: str | Path, compat: Compat | None = None) -> tuple[Params, St
 
 
 def convert(source: str | Path, target: str | Path, compat: Compat | None = None, *, overwrite: bool = False) -> Config:
-    """Convert ``source`` to the format of the suffix of ``target``, none for a folder. Returns the config.
+    """Convert ``source`` to the format that the suffix of ``target`` names (none: a folder). Returns the config.
 
     A target made from the same model is left unchanged. Raises ``CheckpointError`` if ``source`` cannot be read or
     ``target`` not written, ``OutputError`` if ``target`` must not be replaced (``nest_fn.files.outputs``).

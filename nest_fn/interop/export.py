@@ -77,8 +77,8 @@ def export_encoder(
     audio, frames are padded to a multiple of both ``pad_to`` and ``widths(cfg).multiple``.
 
     The program is on the parameters' device. Before it is returned, its output is compared with that of the eager
-    encoder, with ``dynamic`` at other shapes too. Raises ``ExportError`` if they differ, or if the encoder cannot be
-    traced with these settings.
+    encoder, with ``dynamic`` at shapes other than the traced one. Raises ``ExportError`` if they differ, or if the
+    encoder cannot be traced with these settings.
     """
     if path is not None:
         check_target(path, ".pt2")
