@@ -25,7 +25,7 @@ check: $(READY) ## style, types, the conventions of docs/design.md
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/test_conventions.py tests/test_import_graph.py
+	$(BIN)/python -m pytest -q tests/test_conventions.py tests/test_import_graph.py tests/test_docstrings.py
 
 gpu-check: $(READY) ## every kernel of the compiled step through Triton and ptxas for an H100; no GPU is needed
 	$(BIN)/python -W ignore -m tests.gpu.check $(ARGS)
