@@ -150,6 +150,7 @@ def loss_sum(
     All metrics are sums, additive over parts: ``loss_sum``, ``masked_tokens`` and ``correct`` (tokens x codebooks),
     ``valid_tokens``, ``overflow`` (masked tokens beyond ``loss.capacity``), and the number of tokens of each class,
     ``token_counts`` of valid and ``masked_token_counts`` of masked ones, ``[K, C]``.
+    Raises ``TypeError`` or ``ValueError`` for wrong arguments.
     """
     check_trees("loss", cfg, params, state, *_REQUIRED)
     check_batch(batch)
