@@ -1,9 +1,9 @@
-"""What is mixed into each utterance, from where and to where: all draws of reference 7.5, as small tensors ``[B, S]``.
+"""The mixture of each utterance (sources, positions, levels): all draws of reference 7.5, as small tensors ``[B, S]``.
 
-A row's draws are the words of one key made from its utterance, so they depend on no worker, rank, order or batch. Only
-which utterance a drawn speaker *is* depends on who else is there: speakers are counted in the order of ``row`` among
-the rows of the pool that count. A pool that holds the whole batch of all ranks and micro-batches thus gives the same
-mixtures however the batch is cut, and in whatever order its rows come.
+The draws of a row are random words of one key derived from its utterance, so they do not depend on worker, rank, order
+or batch. Only the utterance to which a drawn speaker index refers depends on the other rows: the index counts the
+usable rows of the pool in the order of ``row``. With a pool that holds the whole batch of all ranks and micro-batches,
+the mixtures are therefore the same however the batch is divided and in whatever order its rows come.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ _ROW_WORDS, _PART_WORDS = 6, 4  # words drawn for a row, and for each of its par
 
 
 class Parts(NamedTuple):
-    """Up to ``S`` stretches of other signals in each row, int64 ``[B, S]``; they do not overlap."""
+    """Up to ``S`` segments of other signals in each row, int64 ``[B, S]``; they do not overlap."""
 
     begin: Tensor  # samples from the start of the row
     size: Tensor  # samples; 0: no such part
     source: Tensor  # b < B: the noise of row b; else row b - B of the pool
-    first: Tensor  # sample of the source with which the part begins
-    period: Tensor  # samples after which the source repeats itself; at least 1
+    first: Tensor  # index of the source sample with which the part begins
+    period: Tensor  # samples after which the source repeats; at least 1
 
 
 class MixPlan(NamedTuple):
-    """The parts, and how loud they are."""
+    """The parts and their level."""
 
     parts: Parts
     mixed: Tensor  # bool [B]; False: the parts, if any, keep their own level
-    ratio: Tensor  # float32 [B] dB, energy of the row over that of all its parts
+    ratio: Tensor  # float32 [B] dB, energy of the row relative to that of all its parts
 
 
 def words_needed(cfg: AugmentConfig) -> int:
-    """How many words ``plan_mix`` wants for each row."""
-    return _ROW_WORDS + _PART_WORDS * cfg.max_num_segments + speakers_heard(cfg)
+    """The number of random words that ``plan_mix`` needs for each row."""
+    return _ROW_WORDS + _PART_WORDS * cfg.max_num_segments + max_speakers(cfg)
 
 
-def speakers_heard(cfg: AugmentConfig) -> int:
-    """Speakers that can be heard in one row: a row with fewer parts than speakers uses the first ones."""
+def max_speakers(cfg: AugmentConfig) -> int:
+    """The most interfering speakers in one row: a row with fewer parts than speakers uses only the first ones."""
     return min(cfg.max_num_speakers, cfg.max_num_segments)
 
 
@@ -56,10 +56,8 @@ def plan_mix(words: Tensor, batch: Mapping[str, Tensor], pool: Mapping[str, Tens
     """
     length = batch["audio_len"]
     apply, kind, rate, level, segments, speakers = words[:, :_ROW_WORDS].unbind(-1)
-    begins, firsts, again, sizes = (
-        words[:, _ROW_WORDS : -speakers_heard(cfg)].unflatten(-1, (_PART_WORDS, -1)).unbind(1)
-    )
-    interfering, others = draw_interfering_speakers(words[:, -speakers_heard(cfg) :], batch["row"], pool)
+    begins, firsts, again, sizes = words[:, _ROW_WORDS : -max_speakers(cfg)].unflatten(-1, (_PART_WORDS, -1)).unbind(1)
+    interfering, others = draw_interfering_speakers(words[:, -max_speakers(cfg) :], batch["row"], pool)
 
     mixed = (unit_uniform(apply) < cfg.prob) & (batch["weight"] > 0) & (length > 0)
     is_noise = (unit_uniform(kind) < cfg.noise_ratio) | (others == 0)
@@ -82,7 +80,7 @@ def plan_mix(words: Tensor, batch: Mapping[str, Tensor], pool: Mapping[str, Tens
 
 
 def relocate_sources(plan: MixPlan, place: Tensor, rows: int) -> MixPlan:
-    """The plan where row ``p`` of the pool stands at ``place[p]`` of what is at hand: int64 ``[P]``."""
+    """The plan for a pool of which only some rows are held: row ``p`` is at ``place[p]`` of these, int64 ``[P]``."""
     source = plan.parts.source
     found = rows + place[(source - rows).clamp(min=0)]
     return plan._replace(parts=plan.parts._replace(source=torch.where(source < rows, source, found)))
@@ -104,16 +102,19 @@ def randint_from(word: Tensor, low: int, high: int | Tensor) -> Tensor:
 
 
 def draw_interfering_speakers(words: Tensor, row: Tensor, pool: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Distinct other rows of the pool, ``[B, K]``, and how many others there are, ``[B]``; the first so many hold."""
+    """Distinct other rows of the pool, ``[B, K]``, and the number ``n`` of usable other rows, ``[B]``.
+
+    Only the first ``n`` of the ``K`` columns are valid.
+    """
     usable = (pool["weight"] > 0) & (pool["audio_len"] > 0)
-    # By a search, not by comparing each row with each: no tensor [B, P], and Triton refuses reductions over one in the
-    # kernel that inductor makes of them from 33 rows on (triton issue 8257).
+    # Binary search instead of pairwise comparison: it needs no tensor [B, P], and from 33 rows on Triton refuses the
+    # kernel that inductor generates for reductions over one (triton issue 8257).
     names, order = torch.where(usable, pool["row"], _FAR).sort(stable=True)
     row = row.contiguous()
     own = torch.searchsorted(names, row)
     present = torch.searchsorted(names, row, right=True) > own
     others = usable.sum() - present.to(torch.int64)
-    # Places in the order that are taken, ascending: the row itself, then the speakers drawn so far.
+    # Positions in the order that are taken, ascending: the row itself and the speakers drawn so far.
     taken = torch.where(present, own, _FAR)[:, None]
     drawn = []
     for k in range(words.shape[1]):
@@ -126,16 +127,16 @@ def draw_interfering_speakers(words: Tensor, row: Tensor, pool: Mapping[str, Ten
 
 
 def _draw_sizes(words: Tensor, covered: Tensor, count: Tensor) -> Tensor:
-    """Sizes of ``count`` parts that make up ``covered`` samples, each sample in any part alike: ``[B, S]``.
+    """Sizes of ``count`` parts with ``covered`` samples in all, each sample equally likely in any part: ``[B, S]``.
 
-    The multinomial counts are drawn one after the other from binomials in their normal approximation (parts are
-    thousands of samples); no part is empty (Q33).
+    The multinomial counts are drawn one after the other from normal approximations of binomials (parts are thousands
+    of samples); no part is empty (Q33).
     """
     if words.shape[1] == 1:
         return covered[:, None]
     left, sizes = covered, []
     for k, word in enumerate(words.unbind(-1)):
-        rest = (count - k).clamp(min=1)  # parts yet to be made, with this one
+        rest = (count - k).clamp(min=1)  # parts that remain to be drawn, this one included
         mean = left / rest.to(torch.float64)
         deviation = torch.sqrt(mean * (1 - 1 / rest))
         normal = math.sqrt(2) * torch.erfinv(2 * (unit_uniform(word) + 2.0**-33) - 1)
@@ -147,7 +148,7 @@ def _draw_sizes(words: Tensor, covered: Tensor, count: Tensor) -> Tensor:
 
 
 def _draw_begins(words: Tensor, slack: Tensor, size: Tensor) -> Tensor:
-    """Where the parts begin, in their order and without overlap, ``slack`` samples staying free: ``[B, S]``."""
+    """Start positions of the parts, in order and without overlap; ``slack`` samples stay uncovered: ``[B, S]``."""
     low, high, begins = torch.zeros_like(slack), slack, []
     for k in range(words.shape[1]):
         begin = low + randint_from(words[:, k], 0, (high - low).clamp(min=1))
@@ -157,7 +158,7 @@ def _draw_begins(words: Tensor, slack: Tensor, size: Tensor) -> Tensor:
 
 
 def _noise_parts(noise_len: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Source, first sample and period of parts of the row's own noise: it is cut up in order, and repeated if short."""
+    """Source, first sample and period of parts of the row's own noise: consecutive segments, repeated if short."""
     rows = torch.arange(size.shape[0], device=size.device)[:, None].expand_as(size)
     return rows, size.cumsum(-1) - size, noise_len[:, None].expand_as(size)
 
@@ -165,7 +166,7 @@ def _noise_parts(noise_len: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tenso
 def _speech_parts(
     firsts: Tensor, again: Tensor, interfering: Tensor, speakers: Tensor, size: Tensor, pool_len: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same for interfering speakers: each drawn one once, then any; long signals are cropped, short ones repeat."""
+    """The same for interfering speakers: each drawn one once, then random ones; long ones are cropped, short repeat."""
     places = torch.arange(size.shape[1], device=size.device)
     anyone = randint_from(again, 0, speakers[:, None].clamp(min=1))
     turn = torch.where(places < speakers[:, None], places, anyone).clamp(max=interfering.shape[1] - 1)
@@ -175,12 +176,12 @@ def _speech_parts(
 
 
 def _with_raw_noise(parts: Parts, mixed: Tensor, batch: Mapping[str, Tensor]) -> Parts:
-    """Rows without a mixture keep their whole noise, as it is (Q32)."""
-    heard = torch.where(batch["weight"] > 0, torch.minimum(batch["noise_len"], batch["audio_len"]), 0)
-    rows = torch.arange(heard.shape[0], device=heard.device)
-    zero = torch.zeros_like(heard)
-    raw = Parts(zero, heard, rows, zero, batch["noise_len"].clamp(min=1))
-    first = torch.arange(parts.size.shape[1], device=heard.device) == 0
+    """Rows that are not mixed get their whole noise, at its own level (Q32)."""
+    raw_len = torch.where(batch["weight"] > 0, torch.minimum(batch["noise_len"], batch["audio_len"]), 0)
+    rows = torch.arange(raw_len.shape[0], device=raw_len.device)
+    zero = torch.zeros_like(raw_len)
+    raw = Parts(zero, raw_len, rows, zero, batch["noise_len"].clamp(min=1))
+    first = torch.arange(parts.size.shape[1], device=raw_len.device) == 0
     whole = (torch.where(first, value[:, None], 0) for value in raw[:4])
     fields = (*whole, raw.period[:, None].expand_as(parts.period))
     return Parts(*(torch.where(mixed[:, None], a, b) for a, b in zip(parts, fields, strict=True)))

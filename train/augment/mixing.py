@@ -1,14 +1,14 @@
-"""From a batch as it was read to the model's input: noise, interfering speakers and reverberation, mixed on the device.
+"""Makes the model's input from a batch as it was read: mixes noise and speakers in, and reverberates, on the device.
 
-A pure function of the batch and a key that never waits for the device and compiles into one graph. Each row draws from
-``fold_in(key, utterance)``; ``mix_plan.py`` says what. Energies are sums over the row's whole length, the silence
-outside of the parts included, so the ratio drawn is exactly the ratio heard. Where the row or the mixture is silent,
-nothing is added.
+A pure function of the batch and a key that never synchronises with a GPU and compiles into one graph. Each row draws
+from ``fold_in(key, utterance)``; ``mix_plan.py`` defines the draws. Energies are sums over the row's whole length,
+including the silence outside the parts, so the signal has exactly the ratio that was drawn. Where the row or the
+mixture is silent, nothing is added.
 
-Follows reference 7.5, except: rows left alone stay clean (Q32; ``keep_raw_noise`` keeps their noise), the noisy signal
-is always as long as the clean one (Q34), no split fails (Q33), rows of weight 0 neither get nor give anything. One part
-with a drawn mix rate stands for the reference's single-segment class, except for its level, which that class takes from
-the whole source, heard or not.
+Follows reference 7.5 with these exceptions: rows that are not mixed stay clean (Q32; ``keep_raw_noise`` adds their
+noise), the noisy signal is always as long as the clean one (Q34), no split fails (Q33), and rows of weight 0 neither
+receive nor contribute a signal. One part with a drawn mix rate corresponds to the reference's single-segment class,
+except for its level, which that class computes from the whole source, used or not.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from nest_fn.train.keys import split_step_key
 from .mix_plan import MixPlan, Parts, plan_mix, relocate_sources, words_needed
 from .reverb import reverberate
 
-_SCALE = 2.0**-15  # of an int16 step, with full scale at 1
+_SCALE = 2.0**-15  # one int16 step, with full scale at 1
 _RIR_WORDS = 2
 
 
@@ -39,24 +39,24 @@ def augment(
     *,
     pool: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Mix a batch: tensors of a ``RawBatch`` on one device -> what ``nest_fn.model.loss`` wants.
+    """Mix a batch: tensors of a ``RawBatch`` on one device -> the batch that ``nest_fn.model.loss`` takes.
 
-    ``batch`` maps ``audio`` and ``noise`` int16 ``[B, N]`` (zeros from their lengths on), ``audio_len``, ``noise_len``,
+    ``batch`` maps ``audio`` and ``noise`` int16 ``[B, N]`` (zeros beyond their lengths), ``audio_len``, ``noise_len``,
     ``row`` and ``utterance`` int64 ``[B]``, ``weight`` ``[B]``. The result maps ``audio`` and ``noisy_audio`` float32
-    ``[B, N]``, their lengths, ``row`` and ``weight``. ``key`` is the run's key of the epoch, int64 ``[2]``; None will
-    do if nothing is drawn. ``rirs`` float ``[R, L]`` are room responses at the batch's sample rate, for
-    ``cfg.rir_prob``.
+    ``[B, N]``, their lengths, ``row`` and ``weight``. ``key`` int64 ``[2]`` is the mixing key of the step
+    (``train/keys.py``); it may be None if nothing is drawn. ``rirs`` float ``[R, L]`` are room impulse responses at
+    the batch's sample rate, for ``cfg.rir_prob``.
 
-    ``pool`` (default: the batch) maps ``audio``, ``audio_len``, ``row``, ``weight`` of the rows from which other
-    speakers are taken. Where a batch is spread over ranks or micro-batches, pass all of its rows in any order: the
-    mixtures are then the same however it is spread. ``place`` int64 ``[P]`` among them says in which row of the pool's
-    ``audio`` each of the ``P`` rows stands, if only those that are wanted are at hand (``speaker_exchange.py``). Raises
+    ``pool`` (default: the batch) maps ``audio``, ``audio_len``, ``row``, ``weight`` of the rows from which interfering
+    speakers are taken. If a batch is divided over ranks or micro-batches, pass the rows of the whole batch, in any
+    order: the mixtures then do not depend on the division. If the pool's ``audio`` holds only the rows that are used,
+    its ``place`` int64 ``[P]`` maps each of the ``P`` rows to its row there (``speaker_exchange.py``). Raises
     ``TypeError``, ``ValueError``.
     """
     _check(batch, cfg, key, rirs)
     pool = batch if pool is None else pool
     _check_pool(pool)
-    audio = batch["audio"].to(torch.float32).mul_(_SCALE)  # in place on what was just made: one pass less over memory
+    audio = batch["audio"].to(torch.float32).mul_(_SCALE)  # in place on the new tensor: one pass less over memory
     noisy = audio
     if cfg.rir_prob > 0 or cfg.prob > 0 or cfg.keep_raw_noise:
         noisy = _mix(batch, pool, audio, cfg, key, rirs)
@@ -96,7 +96,7 @@ def _mix(
 
 
 def prepare_inputs(raw: Mapping[str, Any], cfg: Config, key: Key, rirs: Tensor | None) -> tuple[dict[str, Tensor], Key]:
-    """The model's batch made from ``raw`` in a step, and the model's own key."""
+    """Make the model's batch of a step from ``raw``; also return the model's key of that step."""
     mixing, model = split_step_key(key)
     batch = augment(raw, cfg.data.augment, mixing, rirs, pool=raw.get("pool"))
     batch["row"] = raw["utterance"]
@@ -104,7 +104,7 @@ def prepare_inputs(raw: Mapping[str, Any], cfg: Config, key: Key, rirs: Tensor |
 
 
 def draw_words(key: Key, utterance: Tensor, cfg: AugmentConfig) -> tuple[Tensor, Tensor]:
-    """Draws of a mixture: utterances int64 ``[B]`` -> words of the reverberation and of ``plan_mix``, ``[B, ...]``."""
+    """Random words of a mixture: utterances int64 ``[B]`` -> words for reverberation and ``plan_mix``, ``[B, ...]``."""
     words = random.bits(random.fold_in(key, utterance), (utterance.shape[0], _RIR_WORDS + words_needed(cfg)))
     return words[:, :_RIR_WORDS], words[:, _RIR_WORDS:]
 
@@ -112,10 +112,10 @@ def draw_words(key: Key, utterance: Tensor, cfg: AugmentConfig) -> tuple[Tensor,
 def mix_parts(speech: Tensor, noise: Tensor, others: Tensor, plan: MixPlan) -> Tensor:
     """Add the planned parts: speech float ``[B, N]``, noise int16 ``[B, N]``, others int16 ``[P, M] -> [B, N]``."""
     norm = torch.linalg.vector_norm(speech, dim=-1)
-    if _wants_indices(noise):
+    if _needs_indices(noise):
         added = _place(noise, others, plan.parts).to(speech.dtype)
         return torch.addcmul(speech, added, _gain(norm, added, plan.mixed, plan.ratio)[:, None])
-    # On a CPU rows go one by one: moving a part is far cheaper than an index for each sample, and stays in the cache.
+    # On a CPU, row by row: copying a part is far cheaper than an index for each sample, and stays in the cache.
     noisy = speech.clone()
     for row, listed in enumerate(torch.stack(plan.parts, dim=-1).tolist()):
         parts = [part for part in map(_Part._make, listed) if part.size > 0]
@@ -136,9 +136,9 @@ class _Part(NamedTuple):
     period: int
 
 
-def _wants_indices(x: Tensor) -> bool:
-    """Whether values of ``x`` cannot be read on the host, or only by waiting."""
-    # PyTorch has no public question for active grad, vmap, jvp (2.11).
+def _needs_indices(x: Tensor) -> bool:
+    """Whether the host cannot read values of ``x``, or only by synchronising with the device."""
+    # PyTorch 2.11 has no public test for active grad, vmap or jvp.
     return x.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
@@ -150,7 +150,7 @@ def _gain(speech_norm: Tensor, added: Tensor, mixed: Tensor, ratio: Tensor) -> T
 
 
 def _place(noise: Tensor, others: Tensor, parts: Parts) -> Tensor:
-    """The parts where they belong and 0 elsewhere, by an index for each sample: ``[B, N], [P, M] -> [B, N]``."""
+    """The parts at their positions and 0 elsewhere, by an index for each sample: ``[B, N], [P, M] -> [B, N]``."""
     rows, width = noise.shape
     flat = torch.cat((noise.flatten(), others.flatten()))
     start = torch.where(
@@ -167,7 +167,7 @@ def _place(noise: Tensor, others: Tensor, parts: Parts) -> Tensor:
 
 
 def _place_in_row(noise: Tensor, others: Tensor, parts: list[_Part], low: int, high: int) -> Tensor:
-    """Samples ``[low, high)`` of one row of ``_place``, by one copy a part."""
+    """Samples ``[low, high)`` of one row of ``_place``, by one copy per part."""
     placed = noise.new_zeros(high - low)
     rows = noise.shape[0]
     for begin, size, source, first, period in parts:
@@ -179,7 +179,7 @@ def _place_in_row(noise: Tensor, others: Tensor, parts: list[_Part], low: int, h
 
 
 def _check(batch: Mapping[str, Tensor], cfg: AugmentConfig, key: Key | None, rirs: Tensor | None) -> None:
-    """Raise unless the batch is one as it was read, and rooms are there if they are asked for."""
+    """Raise unless the batch is a valid raw batch, and RIRs are given if ``cfg.rir_prob`` needs them."""
     names = ("audio", "audio_len", "noise", "noise_len", "row", "utterance", "weight")
     missing = [name for name in names if name not in batch]
     if missing:
@@ -198,7 +198,7 @@ def _check(batch: Mapping[str, Tensor], cfg: AugmentConfig, key: Key | None, rir
 
 
 def _check_pool(pool: Mapping[str, Tensor]) -> None:
-    """Raise unless speakers can be taken from it."""
+    """Raise unless interfering speakers can be taken from the pool."""
     missing = [name for name in ("audio", "audio_len", "row", "weight") if name not in pool]
     if missing or pool["audio"].dtype != torch.int16 or pool["audio"].ndim != 2:
         got = f"{', '.join(missing)} missing" if missing else f"audio {pool['audio'].dtype} {list(pool['audio'].shape)}"

@@ -12,14 +12,17 @@ from nest_fn.train.run.record.sentences import bar, sentence
 from .stream import Console
 
 
-def fitted(drawn: str, text: str, columns: int) -> str:
-    """A bar and its words in one line, for a longer one would not be written over: the bar goes first, then the end."""
+def fit_line(drawn: str, text: str, columns: int) -> str:
+    """The bar and its text, cut to one terminal line, since a longer one cannot be overwritten.
+
+    If both do not fit, the bar is dropped first, then the end of the text.
+    """
     whole = f"{drawn} {text}"
     return whole if len(whole) < columns else text[: max(columns - 1, 0)]
 
 
 class ConsoleReporter:
-    """Prints what a run tells; on a terminal the last line is a bar that is written over. Never raises."""
+    """Prints a run's messages; on a terminal the last line is a progress bar, which is overwritten. Never raises."""
 
     def __init__(self, out: TextIO | None = None, clock: Any = time.monotonic) -> None:
         self.console = Console(out if out is not None else sys.stderr)
@@ -27,18 +30,18 @@ class ConsoleReporter:
         self.first: tuple[int, float] | None = None  # step and time of the first report
 
     def say(self, text: str) -> None:
-        """A line of information."""
+        """Print an information line."""
         self._line(text)
 
     def warn(self, text: str) -> None:
-        """A line that asks for attention."""
+        """Print a warning."""
         self._line(f"warning: {text}")
 
     def progress(self, step: int, total: int, values: Mapping[str, Any]) -> None:
-        """One line a report; validation always stays on the screen."""
+        """Print one line per report; validation results and the last step stay on the screen."""
         text = sentence(values, total, self._eta(step, total))
         if self.console.terminal and "valid" not in values and step < total:
-            self.console.write(f"\r\033[K{fitted(bar(step, total), text, self.console.columns)}")
+            self.console.write(f"\r\033[K{fit_line(bar(step, total), text, self.console.columns)}")
         else:
             self._line(text)
 

@@ -15,7 +15,7 @@ from .stream import show, tell
 
 
 def add_commands(commands: Any) -> None:
-    """The subcommands of ``data``."""
+    """Add the subcommands of ``data``."""
     data = commands.add_parser("data", help="make, check, measure and pack manifests").add_subparsers(
         required=True, metavar="ACTION"
     )

@@ -1,4 +1,4 @@
-"""One example for each command, shown below its options by ``--help``; a test parses them all."""
+"""One example per command, which ``--help`` shows below the options; a test parses all of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``nest-fn finetune-ctc``: a recogniser from a pre-trained encoder."""
+"""``nest-fn finetune-ctc``: trains a speech recogniser from a pre-trained encoder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .stream import tell
 if TYPE_CHECKING:
     from nest_fn.config import Config
 
-# What fine-tuning wants otherwise than pre-training; the command line comes on top.
+# Settings in which fine-tuning differs from pre-training; overrides on the command line take precedence.
 _RECIPE = (
     "optim.name=adamw", "optim.lr=1e-3", "optim.sched.name=cosine", "optim.sched.warmup_ratio=0.1",
     "optim.sched.warmup_steps=null", "optim.sched.max_steps=null", "optim.sched.min_lr=1e-6", "trainer.max_steps=1000",
@@ -24,7 +24,7 @@ _RECIPE = (
 )  # fmt: skip
 
 
-# Settings of a run that fine-tuning has, and those of a model that may differ from the checkpoint's.
+# Trainer settings that fine-tuning uses, settings that it ignores, and those that may differ from the checkpoint's.
 _USED = ("trainer.max_steps", "trainer.valid_every", "trainer.clip_norm")
 _WITHOUT_EFFECT = ("trainer.", "data.noise", "data.rir", "data.augment.")
 _FREE = (
@@ -34,7 +34,7 @@ _FREE = (
 
 
 def add_commands(commands: Any) -> None:
-    """The subcommand."""
+    """Add the subcommand ``finetune-ctc``."""
     text = "fine-tune an encoder by CTC on a manifest with text"
     parser = commands.add_parser("finetune-ctc", help=text, description=text)
     parser.set_defaults(run_command=_finetune)
@@ -77,7 +77,7 @@ def _finetune(args: argparse.Namespace) -> None:
     keep_freed_memory()
     model = load_model(args.checkpoint)
     cfg = model.cfg.override(*_RECIPE, *args.overrides)
-    _refuse_in_vain(model.cfg.override(*_RECIPE), cfg, args.scratch)
+    _check_overrides(model.cfg.override(*_RECIPE), cfg, args.scratch)
     params, state = (model.params, model.state) if not args.scratch else init(random.key(args.seed), cfg)
     tokens = None if args.tokens is None else read_tokens(args.tokens)
     steps = finetune(params, state, cfg, frozen_steps=args.frozen_steps, tokens=tokens, seed=args.seed)
@@ -101,8 +101,8 @@ def _finetune(args: argparse.Namespace) -> None:
     finish(place, ["metrics.jsonl", f"model/{META}", *(f"model/{name}" for name in read_meta(out / "model")["files"])])
 
 
-def _refuse_in_vain(before: Config, after: Config, scratch: bool) -> None:
-    """Raise ``UsageError`` for an override that would do nothing, or asks for another model than the checkpoint's."""
+def _check_overrides(before: Config, after: Config, scratch: bool) -> None:
+    """Raise ``UsageError`` for an override that has no effect or changes the architecture of the checkpoint's model."""
     from nest_fn.layers.tree import flatten
 
     old, new = flatten(before.to_dict()), flatten(after.to_dict())

@@ -24,23 +24,23 @@ from .stream import Console, finish_standard_streams, named_output, open_standar
 
 EPILOG = """exit codes: 0 done, 1 failure, 2 usage or config, 3 data, 4 checkpoint, 5 not finite, 6 distributed,
 75 saved after a signal, as SIGTERM, SIGUSR1 or SIGHUP (start again to go on), 130 Ctrl-C, 141 results were not wholly
-printed, for their reader went away; a command whose product is a file goes on whoever listens"""
+printed, for their reader went away; a command whose product is a file goes on without a reader"""
 
-_MISNAMED = (  # what was named cannot be read or written at all: a fault of the line, not of the machine
+_MISNAMED = (  # a path on the command line cannot be read or written: a usage error, not a fault of the machine
     errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EROFS,
 )  # fmt: skip
 
 
 def process() -> NoReturn:
-    """``nest-fn`` as a process: one command, and its exit code."""
+    """The entry point of ``nest-fn``: run one command and end the process with its exit code."""
     leave(main())
 
 
 def leave(code: int) -> NoReturn:
     """End the process with an exit code.
 
-    A thread that still works, as a loader's that reads ahead, would be cut off inside of C++ code when the interpreter
-    is finalised, and that aborts the process: 134 in place of its code. Nothing is left to do by then but to go.
+    If a thread still runs (for example a prefetching worker thread), finalising the interpreter would interrupt it
+    inside C++ code and abort the process with code 134. The process then exits without finalising.
     """
     if threading.active_count() > 1:
         finish_standard_streams()
@@ -49,7 +49,7 @@ def leave(code: int) -> NoReturn:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code. Errors that have a remedy are one message, never a traceback."""
+    """Run one command and return its exit code. An error is printed as one message, without a traceback."""
     open_standard_streams()
     try:
         code = _run(argv)
@@ -72,14 +72,14 @@ def _run(argv: Sequence[str] | None) -> int:
     except (NestError, ConfigError, OSError) as error:
         _tell(error_text(error))
         misnamed = isinstance(error, OSError) and error.errno in _MISNAMED
-        return _ended(UsageError.exit_code if misnamed else exit_code(error))
+        return _exit_if_distributed(UsageError.exit_code if misnamed else exit_code(error))
     except (Exception, KeyboardInterrupt) as error:
         _tell(error_text(error))
-        return _ended(exit_code(error))
+        return _exit_if_distributed(exit_code(error))
 
 
 def _read(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments; overrides may stand anywhere, also behind options."""
+    """Parse the arguments; overrides may appear anywhere, also after options."""
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
     if any(word.startswith("-") or "=" not in word for word in rest) or (rest and not hasattr(args, "overrides")):
@@ -90,26 +90,26 @@ def _read(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _tell(text: str) -> None:
-    """A last line, in place of a progress bar if there is one."""
-    rank = f"rank {os.environ.get('RANK')}: " if _one_of_several() else ""
+    """Print a last line on standard error; it overwrites a progress bar."""
+    rank = f"rank {os.environ.get('RANK')}: " if _is_distributed() else ""
     console = Console(sys.stderr)
     console.write(("\r\033[K" if console.terminal else "") + rank + text + "\n")
 
 
-def _one_of_several() -> bool:
+def _is_distributed() -> bool:
     return os.environ.get("WORLD_SIZE", "1") != "1"
 
 
-def _ended(code: int) -> int:
+def _exit_if_distributed(code: int) -> int:
     """A failed rank exits immediately: the teardown of a process group can block on a lost peer."""
-    if _one_of_several():
+    if _is_distributed():
         finish_standard_streams()
         os._exit(code)
     return code
 
 
 def _on_hang(log: Any, error: NestError) -> None:
-    """End at once, whatever the main thread waits for."""
+    """Log the error and exit immediately, even if the main thread is blocked."""
     log.write(error_text(error))
     log.close()
     _tell(error_text(error))
@@ -142,14 +142,14 @@ def add_command(
     commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], text: str,
     arguments: Callable[[argparse.ArgumentParser], None],
 ) -> None:  # fmt: skip
-    """One subcommand: its function, a line of help, and its arguments."""
+    """Add a subcommand: its function, a line of help, and its arguments."""
     parser = commands.add_parser(name, help=text, description=text)
     arguments(parser)
     parser.set_defaults(run_command=run)
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """``-c CONFIG`` and overrides, for ``read_config``."""
+    """Add ``-c CONFIG`` and overrides, which ``read_config`` reads."""
     parser.add_argument(
         "-c",
         "--config",
@@ -166,7 +166,7 @@ def read_config(args: argparse.Namespace) -> Config:
 
 
 def config_of(name: str, overrides: Sequence[str] = ()) -> Config:
-    """A YAML file or, where no such file is, a preset. Raises ``ConfigError``."""
+    """The config of a YAML file or, if there is no such file, of a preset. Raises ``ConfigError``."""
     if Path(name).exists() or name.endswith((".yaml", ".yml")) or "/" in name:
         return Config.from_yaml(name, overrides)
     return Config.preset(name, overrides)
@@ -174,7 +174,7 @@ def config_of(name: str, overrides: Sequence[str] = ()) -> Config:
 
 def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
-    # Not --run: torchrun would take that for the beginning of an option of its own.
+    # Not --run: torchrun would take it for an abbreviation of one of its own options.
     parser.add_argument("--folder", type=option_types.path, default=None, help="run folder (default: runs/CONFIG)")
     parser.add_argument("--resume", choices=("auto", "must", "never"), default="auto",
                         help="go on from the newest good checkpoint if there is one, or must, or never")  # fmt: skip
@@ -240,11 +240,11 @@ def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
 def _doctor(args: argparse.Namespace) -> int:
     from nest_fn.train.commands.doctor import examine
 
-    sick = False
+    failed = False
     for finding in examine(args.folder):
-        sick |= finding.ok is False
+        failed |= finding.ok is False
         show(f"{ {True: 'ok  ', False: 'FAIL', None: '    '}[finding.ok] } {finding.text}")
-    return int(sick)
+    return int(failed)
 
 
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,7 @@ from .stream import show, tell
 
 
 def add_commands(commands: Any) -> None:
-    """The subcommands."""
+    """Add the subcommands."""
     convert = _add(commands, "convert", _convert, "any checkpoint to another kind: ours, .nemo, one file")
     convert.add_argument(
         "source",
@@ -106,7 +106,7 @@ def _export(args: argparse.Namespace) -> None:
 
 @contextmanager
 def _opened(args: argparse.Namespace) -> Iterator[tuple[Any, Any]]:
-    """Model and data set; the manifest of a folder or a file lives as long as they do."""
+    """Open model and dataset; the temporary manifest of a folder or file exists until the block ends."""
     from nest_fn.train.downstream.inference import load_model, open_audio
 
     model = load_model(args.checkpoint)
@@ -151,5 +151,5 @@ def _probe(args: argparse.Namespace) -> None:
     from nest_fn.train.downstream.utterance_probe import probe_labels
 
     for score in probe_labels(args.checkpoint, args.label, args.train, args.test):
-        told = f"(layer {score.layer}, {score.held_back:.3f} on utterances held back)"
-        show(f"{score.name:<10} {args.label} accuracy {score.test:.3f}  {told}")
+        details = f"(layer {score.layer}, {score.held_back:.3f} on utterances held back)"
+        show(f"{score.name:<10} {args.label} accuracy {score.test:.3f}  {details}")

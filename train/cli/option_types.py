@@ -1,6 +1,6 @@
-"""What options of the command line may hold: ``type=`` of argparse, each with the message for what it cannot be.
+"""Types of command-line options, for argparse's ``type=``; each has an error message for the values it rejects.
 
-Whatever is wrong with an option is told in one line that names it, before anything is read or made.
+An invalid option ends the command with one line that names the option, before any file is read or written.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from nest_fn.train.errors import UsageError
 
 from .examples import EXAMPLES
 
-SEEDS = (-(2**63), 2**64 - 1)  # of ``nest_fn.key``
-_DIGITS = 40  # of a number that is worth reading
+SEEDS = (-(2**63), 2**64 - 1)  # smallest and largest seed of ``nest_fn.key``
+_DIGITS = 40  # longest text that is parsed as a number
 
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:
-    """``--overwrite``, the same for all commands that write."""
+    """Add ``--overwrite``, which is the same for all commands that write files."""
     parser.add_argument(
         "--overwrite", action="store_true", help="replace what an earlier call wrote there, and nothing else"
     )
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
-    """Help that tells every default that is a value."""
+    """A help formatter that shows every default except None, False and an empty list."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         text = action.help
-        told = action.default is None or action.default is False or action.default in ([], argparse.SUPPRESS)
-        return text if text is None or told or "default" in text else f"{text} (default: %(default)s)"
+        hidden = action.default is None or action.default is False or action.default in ([], argparse.SUPPRESS)
+        return text if text is None or hidden or "default" in text else f"{text} (default: %(default)s)"
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are ``UsageError``, so that they end as all others do: one line, exit code 2.
+    """A parser that raises ``UsageError``, so that its errors end like all others: one line, exit code 2.
 
     The help of each command ends with its example.
     """
@@ -49,7 +49,7 @@ class Parser(argparse.ArgumentParser):
             self.epilog = f"example:\n  {example}"
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
-        """``--`` alone is no value; argparse would make an empty list of it."""
+        """Reject a lone ``--`` as a value; argparse would turn it into an empty list."""
         values = super()._get_values(action, arg_strings)
         if action.nargs is None and values == []:
             name = "/".join(action.option_strings) or action.dest
@@ -62,7 +62,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def whole(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
-    """A whole number in ``low..high``."""
+    """A type for whole numbers from ``low`` to ``high``."""
 
     def read(text: str) -> int:
         try:
@@ -82,7 +82,7 @@ def seed(text: str) -> int:
 
 
 def positive(unit: str, high: float) -> Callable[[str], float]:
-    """A number above 0 and at most ``high``, of ``unit``."""
+    """A type for numbers above 0 and at most ``high``, in ``unit``."""
 
     def read(text: str) -> float:
         number = _number(text)
@@ -94,7 +94,7 @@ def positive(unit: str, high: float) -> Callable[[str], float]:
 
 
 def layers(text: str) -> list[int] | None:
-    """``all`` (None), ``last``, or numbers of layers as ``0,3,-1``; the model says later which there are."""
+    """``all`` (None), ``last``, or layer indices as ``0,3,-1``, whose range is checked once the model is loaded."""
     if text in ("all", "last"):
         return None if text == "all" else [-1]
     try:
@@ -104,7 +104,7 @@ def layers(text: str) -> list[int] | None:
 
 
 def weights(text: str) -> list[float]:
-    """Finite numbers, one a layer, as ``0.2,0.8``."""
+    """Finite numbers, one per layer, such as ``0.2,0.8``."""
     numbers = [_number(part) for part in text.split(",")]
     found = [number for number in numbers if number is not None]
     if len(found) < len(numbers):
@@ -113,7 +113,7 @@ def weights(text: str) -> list[float]:
 
 
 def path(text: str) -> str:
-    """A name that a file can have."""
+    """A valid path of a file or folder."""
     try:
         fits = bool(text) and b"\0" not in os.fsencode(text)
     except UnicodeEncodeError:  # a lone surrogate
@@ -124,7 +124,7 @@ def path(text: str) -> str:
 
 
 def key(text: str) -> str:
-    """A name that is not empty and can be printed."""
+    """A nonempty, printable name."""
     if not text.strip() or not text.isprintable():
         raise _refused("want a name", text)
     return text

@@ -1,4 +1,4 @@
-"""``nest-fn replay``: one step of a run again, to look into it."""
+"""``nest-fn replay``: repeats one step of a run in order to inspect it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .stream import show
 
 
 def add_commands(commands: Any) -> None:
-    """The subcommand."""
+    """Add the subcommand ``replay``."""
     text = "make one step of a run again and look into it; nothing is written"
     parser = commands.add_parser("replay", help=text, description=text)
     parser.set_defaults(run_command=_replay)

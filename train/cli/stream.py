@@ -1,8 +1,8 @@
-"""Words for a person, on a stream that may be gone, full, closed or read by nobody: what it does not take is dropped.
+"""Messages to a person, on a stream that may be closed, broken, full or unread; text that it does not take is dropped.
 
-A job must not end, nor wait, because nobody listens. Into a pipe or terminal that is not read (``| less``, a stopped
-reader, Ctrl-S) nothing more is written once it was full for ``PATIENCE_S``; when it is read again, the lines that are
-missing are counted there.
+A job must neither end nor block because nobody reads its output. Once a pipe or terminal that nobody reads (``| less``,
+a stopped reader, Ctrl-S) has been full for ``PATIENCE_S``, further lines are dropped; when it is read again, a note
+there gives the number of missing lines.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ from contextlib import suppress
 from typing import TextIO
 
 PATIENCE_S = 1.0
-_PIECE = select.PIPE_BUF  # bytes that a pipe which can be written takes without waiting
+_PIECE = select.PIPE_BUF  # bytes that a writable pipe accepts without blocking
 
 
 class Console:
-    """Writes to a stream, None if it was closed from the start, and never raises, nor waits for long."""
+    """Writes to a stream (None: closed from the start); never raises, and waits at most ``patience_s`` for a reader."""
 
     def __init__(self, stream: TextIO | None, patience_s: float = PATIENCE_S) -> None:
         self._stream, self._patience_s = stream, patience_s
-        self._missing = 0  # lines that a reader was too slow for
+        self._missing = 0  # lines dropped because the reader was too slow
         self._descriptor: int | None = None
         self.terminal = False
-        with suppress(OSError, ValueError):  # a stream in memory; a closed one
+        with suppress(OSError, ValueError):  # an in-memory stream, or a closed one
             if stream is not None:
                 self.terminal = stream.isatty()
                 self._descriptor = stream.fileno()
 
     @property
     def columns(self) -> int:
-        """Of this terminal, now: it may have been resized, and standard output may be another one."""
+        """The current width of this terminal, which may have been resized and need not be that of standard output."""
         with suppress(OSError):
             if self._descriptor is not None:
                 return os.get_terminal_size(self._descriptor).columns or shutil.get_terminal_size().columns
         return shutil.get_terminal_size().columns
 
     def write(self, text: str) -> None:
-        """The text, or nothing."""
+        """Write the text, or drop it."""
         if self._stream is None:
             return
         with suppress(OSError, ValueError):
@@ -52,26 +52,26 @@ class Console:
                 self._send(self._descriptor, text)
 
     def _send(self, descriptor: int, text: str) -> None:
-        """Past Python's buffer, which would keep what cannot be written, and fail at the end with exit code 120."""
-        if not _takes(descriptor, 0.0 if self._missing else self._patience_s):
+        """Bypass Python's buffer: text left there would end the interpreter with exit code 120."""
+        if not _is_writable(descriptor, 0.0 if self._missing else self._patience_s):
             self._missing += text.count("\n")
             return
         note = f"({self._missing} lines are missing here, for nobody read them in time)\n" if self._missing else ""
         self._missing = 0
         data = (note + text).encode(getattr(self._stream, "encoding", None) or "utf-8", "backslashreplace")
-        while data and _takes(descriptor, self._patience_s):
+        while data and _is_writable(descriptor, self._patience_s):
             data = data[os.write(descriptor, data[:_PIECE]) :]
 
 
-def _takes(descriptor: int, seconds: float) -> bool:
-    """Whether it can be written to without waiting, within some seconds; a broken one can: the error comes at once."""
+def _is_writable(descriptor: int, seconds: float) -> bool:
+    """Whether the descriptor becomes writable within ``seconds``; a broken one does: writing to it fails at once."""
     poll = select.poll()
     poll.register(descriptor, select.POLLOUT)
     return bool(poll.poll(None if seconds == math.inf else seconds * 1000))
 
 
 def show(text: str, end: str = "\n") -> None:
-    """A line of results on standard output. Raises ``OSError``, which names it, where it cannot be written."""
+    """Print results on standard output. Raises ``OSError`` that names standard output if they cannot be written."""
     try:
         print(text, end=end, flush=True)
     except OSError as error:
@@ -79,39 +79,40 @@ def show(text: str, end: str = "\n") -> None:
 
 
 def named_output(error: OSError) -> OSError:
-    """An error of standard output, with its name."""
+    """The same error, with ``standard output`` as its file name."""
     return OSError(error.errno, error.strerror, "standard output")
 
 
 def tell(text: str) -> None:
-    """A line on standard output from a command whose product is a file.
+    """Print a line on standard output, from a command whose result is a file.
 
-    It goes on where that cannot be written. A reader that is slow is waited for: such a command has few words, or says
-    them when its work is done.
+    The command goes on if the line cannot be written. The call waits for a slow reader: such a command prints few
+    lines, or prints them when its work is done.
     """
     Console(sys.stdout, math.inf).write(text + "\n")
 
 
 def open_standard_streams() -> None:
-    """Make standard streams safe to have.
+    """Make the standard streams safe to use.
 
-    A descriptor that was closed (``2>&-``) is opened on nothing: else the next file would get its number, a checkpoint
-    perhaps, and whatever a library writes to number 2 would go into it. What cannot be encoded is escaped.
+    A closed descriptor (``2>&-``) is opened on the null device: otherwise the next opened file, perhaps a checkpoint,
+    would get its number, and whatever a library writes to descriptor 2 would go into that file. Characters that
+    cannot be encoded are escaped.
     """
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
 
 def finish_standard_streams() -> OSError | None:
-    """Write out what Python's buffers hold; the error of standard output if it takes it not, None if all is well.
+    """Flush the standard streams; return the error of standard output, or None if it was flushed.
 
-    What could not be written is given up, so that the interpreter does not fail on it once more with exit code 120.
+    Text that cannot be written is discarded, so that the interpreter does not fail on it again with exit code 120.
     """
     found = None
     for stream in (sys.stdout, sys.stderr):

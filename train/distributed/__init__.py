@@ -1,1 +1,1 @@
-"""Many processes as one: collectives, heartbeat, launch, sharding."""
+"""Training with many processes: collectives, heartbeat, launch, sharding."""

@@ -1,7 +1,8 @@
-"""The processes that train one model together, as a value: who am I, and sums over all of them.
+"""The processes that train one model together, as a value: this process's rank, and collectives over all ranks.
 
-Alone, every function here is the identity and PyTorch's engine is not touched. Tensors on a GPU go over NCCL, those on
-a CPU over gloo; every rank gets the same bits back, so that parameters stay equal without being sent.
+With a single process every function here is the identity and no process group is used. Tensors on a GPU are
+communicated by NCCL, those on a CPU by gloo; every rank receives the same bits, so that parameters stay equal without
+being broadcast.
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """Rank ``rank`` of ``world``; with more than one, the default process group is theirs."""
+    """Rank ``rank`` of ``world`` processes; more than one communicate over the default process group."""
 
     rank: int = 0
     world: int = 1
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the rank that writes and speaks."""
+        """Whether this is the rank that writes the run folder and the messages."""
         return self.rank == 0
 
     @property
     def is_single(self) -> bool:
-        """Whether there is nobody else."""
+        """Whether this is the only process."""
         return self.world == 1
 
     def all_gather(self, x: Tensor) -> Tensor:
@@ -44,13 +45,13 @@ class Ranks:
             return self.all_gather(x.contiguous().view(torch.uint8)).view(torch.int16)
         return _ready(collectives.all_gather_tensor(x[None].contiguous(), 0, _group()))
 
-    def all_to_all(self, rows: Tensor, sent: list[int], came: list[int]) -> Tensor:
-        """Rows for each rank in turn, ``sent[r]`` for rank ``r`` -> the ``came[r]`` that rank ``r`` sent here."""
+    def all_to_all(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
+        """Send ``sent[r]`` of the rows, in rank order, to each rank ``r``; return ``received[r]`` rows from each."""
         if self.is_single:
             return rows
         if rows.dtype == torch.int16:
-            return self.all_to_all(rows.contiguous().view(torch.uint8), sent, came).view(torch.int16)
-        return _ready(collectives.all_to_all_single(rows.contiguous(), came, sent, _group()))
+            return self.all_to_all(rows.contiguous().view(torch.uint8), sent, received).view(torch.int16)
+        return _ready(collectives.all_to_all_single(rows.contiguous(), received, sent, _group()))
 
     def all_reduce_sum(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The sum of each leaf over the ranks; one collective for all leaves of a type."""
@@ -64,13 +65,13 @@ class Ranks:
         return summed
 
     def any(self, flag: bool) -> bool:
-        """Whether it holds on any rank. Over the CPU, so that no device is waited for."""
+        """Whether the flag is set on any rank; reduced over the CPU, so that no device is synchronised."""
         if self.is_single:
             return flag
         return bool(_ready(collectives.all_reduce(torch.tensor(int(flag)), "max", _group())))
 
     def broadcast_object(self, value: T) -> T:
-        """A small value of rank 0, on every rank."""
+        """Rank 0's value, on every rank; for small objects."""
         if self.is_single:
             return value
         held = [value]
@@ -78,7 +79,7 @@ class Ranks:
         return held[0]
 
     def broadcast_(self, leaves: Sequence[Tensor]) -> None:
-        """Overwrite tensors, of one shape on every rank, by those of rank 0."""
+        """Overwrite tensors, whose shapes are equal on every rank, with those of rank 0."""
         for leaf in leaves if not self.is_single else ():
             dist.broadcast(leaf, src=0)
 

@@ -1,4 +1,4 @@
-"""How processes that ``torchrun`` started become ranks: they join, agree that they do the same, and end together."""
+"""Makes ranks of the processes that ``torchrun`` started: they join, check that they run the same job, end together."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ _COLLECTIVE = re.compile(r"gloo|NCCL|c10d|TCPStore|[Cc]onnection (closed|reset|r
 
 @dataclass(frozen=True)
 class Job:
-    """The ranks, and the store through which they can be asked what they are."""
+    """The ranks, and the store through which they exchange facts and heartbeats."""
 
     ranks: Ranks = ALONE
-    local_rank: int = 0  # among the processes of this machine: the index of its GPU
+    local_rank: int = 0  # index among the processes of this machine, and of this process's GPU
     store: Store | None = None
     heartbeat: Heartbeat | None = None
 
     def diagnose(self, error: BaseException) -> BaseException:
-        """The error to end with: where a call to other ranks failed, one that says which was lost, and of what."""
+        """The error to end with: if a call to other ranks failed, one that names the lost rank and the cause."""
         if self.heartbeat is None or not isinstance(error, RuntimeError):
             return error
         if isinstance(error, RankFailed) or _COLLECTIVE.search(str(error)):
@@ -45,7 +45,7 @@ class Job:
         return error
 
     def hold(self) -> None:
-        """This rank ends, but has something to save first that may take long: its heartbeat must not end it before."""
+        """Stop the heartbeat of a rank that ends but saves first, so that it does not end the process meanwhile."""
         if self.heartbeat is not None:
             self.heartbeat.stop()
 
@@ -54,25 +54,25 @@ class Job:
         ranks, store = self.ranks, self.store
         if store is None:
             return
-        mine = {name: json.dumps(value) for name, value in facts.items()}
+        own = {name: json.dumps(value) for name, value in facts.items()}
         if ranks.is_main:
-            store.set("facts", json.dumps(mine))
-        theirs = json.loads(store.get("facts"))
+            store.set("facts", json.dumps(own))
+        main = json.loads(store.get("facts"))
         differ = [
-            f"{name} is {_short(mine.get(name))}, on rank 0 {_short(theirs.get(name))}"
-            for name in sorted(mine.keys() | theirs.keys())
-            if mine.get(name) != theirs.get(name)
+            f"{name} is {_short(own.get(name))}, on rank 0 {_short(main.get(name))}"
+            for name in sorted(own.keys() | main.keys())
+            if own.get(name) != main.get(name)
         ]
         store.set(f"differs/{ranks.rank}", "; ".join(differ[:5]))
         verdicts = [verdict.decode() for verdict in store.multi_get([f"differs/{r}" for r in range(ranks.world)])]
-        odd = [f"rank {rank}: {verdict}" for rank, verdict in enumerate(verdicts) if verdict]
-        if odd:
-            shown = "\n  ".join(odd[:20])
-            raise DistributedError(f"{len(odd)} of {ranks.world} ranks differ from rank 0; start all alike\n  {shown}")
+        differing = [f"rank {rank}: {verdict}" for rank, verdict in enumerate(verdicts) if verdict]
+        if differing:
+            head = f"{len(differing)} of {ranks.world} ranks differ from rank 0; start all alike"
+            raise DistributedError("\n  ".join([head, *differing[:20]]))
 
 
 class RankFailed(RuntimeError):
-    """Another rank told that it ends with an error; ``Job.diagnose`` finds out which."""
+    """Another rank reported that it ends with an error; ``Job.diagnose`` determines which."""
 
 
 SINGLE = Job()
@@ -82,10 +82,10 @@ SINGLE = Job()
 def init_ranks(
     rank_timeout_s: float, collective_timeout_s: float, on_hang: Callable[[DistributedError], None]
 ) -> Iterator[Job]:
-    """Be one of the ranks while the block runs; alone where no launcher has set ``WORLD_SIZE`` above 1.
+    """Join the other ranks while the block runs; a single process unless a launcher has set ``WORLD_SIZE`` above 1.
 
-    An error that comes of a lost rank is raised as ``DistributedError`` with its number; where the main thread hangs in
-    a call to it, ``on_hang`` is called from another thread and must end the process.
+    An error caused by a lost rank is raised as ``DistributedError`` that names the rank; if the main thread stays
+    blocked in a call to it, ``on_hang`` is called from another thread and must end the process.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
@@ -101,17 +101,17 @@ def init_ranks(
     except (RuntimeError, ValueError) as error:
         raise DistributedError(f"cannot join {world} ranks: {_first_line(error)}; start with torchrun.") from error
     job = Job(Ranks(rank, world), int(os.environ.get("LOCAL_RANK", "0")), PrefixStore("job", store), heartbeat)
-    job.ranks.any(False)  # every heartbeat has been made
+    job.ranks.any(False)  # a barrier: every rank has created its heartbeat
     heartbeat.start()
-    # Where a rank is lost, torchrun terminates the others: they shall live until they have said which it was. What
-    # asked all to stop may come a second time, from torchrun, while they end.
+    # When a rank is lost, torchrun terminates the others; ignoring the signal gives them time to report which rank it
+    # was. A signal that asked all ranks to stop may also arrive a second time, from torchrun, while they end.
     with _ignore_signals(*(number for number in stopping() if number != signal.SIGINT)):
-        yield from _watched(job, heartbeat)
+        yield from _report_errors(job, heartbeat)
     dist.destroy_process_group()
 
 
-def _watched(job: Job, heartbeat: Heartbeat) -> Iterator[Job]:
-    """Tell the others of an error, or be told by them."""
+def _report_errors(job: Job, heartbeat: Heartbeat) -> Iterator[Job]:
+    """Report an error of this rank to the others, or raise one that names the rank which caused it."""
     try:
         yield job
     except RuntimeError as error:
@@ -120,19 +120,19 @@ def _watched(job: Job, heartbeat: Heartbeat) -> Iterator[Job]:
             raise diagnosed from error
         heartbeat.report_failure(_first_line(error))
         raise
-    except DistributedError:  # which the others found out for themselves
+    except DistributedError:  # the other ranks detect it themselves
         raise
     except BaseException as error:
         heartbeat.report_failure(_first_line(error))
         raise
     finally:
-        # A thread that is inside of the store when the interpreter goes would abort the process.
+        # A thread inside a store call while the interpreter is finalised would abort the process.
         heartbeat.stop()
 
 
 @contextmanager
 def _ignore_signals(*numbers: int) -> Iterator[None]:
-    """Signals do nothing while the block runs, unless a handler of their own is set."""
+    """Ignore the signals while the block runs, unless the block sets handlers for them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -145,7 +145,7 @@ def _ignore_signals(*numbers: int) -> Iterator[None]:
 
 
 def _backend() -> str:
-    """gloo for what lies on the CPU, NCCL for what lies on a GPU."""
+    """gloo for CPU tensors, NCCL for GPU tensors."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"

@@ -19,7 +19,7 @@ from nest_fn.layers.types import Tensor
 
 from .collectives import ALONE, Ranks
 
-_LEAST = 1024  # numbers; below it a collective costs more than it spares
+_MIN_ELEMENTS = 1024  # smaller leaves are replicated: gathering them costs more than the memory it saves
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,6 @@ def make_sharding(leaves: Mapping[str, Tensor], ranks: Ranks, device: torch.devi
     """Shard every leaf that is large enough and whose rows divide evenly over the ranks."""
     if ranks.is_single:
         return REPLICATED
-    worth = {path: leaf for path, leaf in leaves.items() if leaf.ndim and leaf.numel() >= _LEAST}
-    sharded = frozenset(path for path, leaf in worth.items() if leaf.shape[0] % ranks.world == 0)
+    large = {path: leaf for path, leaf in leaves.items() if leaf.ndim and leaf.numel() >= _MIN_ELEMENTS}
+    sharded = frozenset(path for path, leaf in large.items() if leaf.shape[0] % ranks.world == 0)
     return Sharding(ranks, sharded, init_device_mesh(device.type, (ranks.world,)))

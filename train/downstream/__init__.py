@@ -1,1 +1,1 @@
-"""A trained encoder at work: feature extraction, probes, CTC."""
+"""Uses of a trained encoder: feature extraction, probes, CTC fine-tuning."""

@@ -1,7 +1,7 @@
 """Fine-tuning by CTC: a linear head over characters on a pre-trained encoder (Graves et al., ICML 2006).
 
-The loss is torch's, the edit distance torchaudio's. The encoder may be frozen for the first steps, then in evaluation
-mode throughout: no dropout, and its running statistics do not change (Q38).
+The loss is torch's, the edit distance torchaudio's. The encoder may be frozen for the first steps; while it is frozen
+it runs in evaluation mode: no dropout, and its running statistics do not change (Q38).
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ BLANK = 0
 
 
 class Alphabet(NamedTuple):
-    """Tokens by number; 0 is the blank."""
+    """Output tokens: index 0 is the blank, index ``i + 1`` is ``tokens[i]``."""
 
     tokens: tuple[str, ...]
 
     def encode(self, text: str, where: str) -> list[int]:
-        """Numbers of a text's characters. Raises ``DataError`` for one that is not in the alphabet."""
+        """Token indices of a text's characters. Raises ``DataError`` for one that is not in the alphabet."""
         place = {token: number + 1 for number, token in enumerate(self.tokens)}
-        strange = sorted(set(text) - place.keys())
-        if strange:
-            raise DataError(f"{where}: text holds {strange}, which are not among the {len(place)} tokens")
+        unknown = sorted(set(text) - place.keys())
+        if unknown:
+            raise DataError(f"{where}: text holds {unknown}, which are not among the {len(place)} tokens")
         return [place[letter] for letter in text]
 
     def decode(self, numbers: Sequence[int]) -> str:
-        """The text of greedy decoding: repeats merged, blanks dropped."""
+        """The text of greedily decoded indices: repeats merged, blanks dropped."""
         merged = [number for index, number in enumerate(numbers) if index == 0 or number != numbers[index - 1]]
         return "".join(self.tokens[number - 1] for number in merged if number != BLANK)
 
 
 def read_tokens(path: str | Path) -> list[str]:
-    """One token a line. Raises ``UsageError`` for a file that holds none, or one twice."""
+    """Read tokens, one per line. Raises ``UsageError`` if the file cannot be read, is empty or has duplicates."""
     try:
         tokens = read_plain(path).decode("utf-8-sig").splitlines()
     except OSError as error:
@@ -68,7 +68,7 @@ def read_tokens(path: str | Path) -> list[str]:
 
 
 class Rates(NamedTuple):
-    """Errors over the characters and words of the references."""
+    """Validation loss, and character and word error rates against the reference texts."""
 
     loss: float
     cer: float
@@ -76,7 +76,7 @@ class Rates(NamedTuple):
 
 
 class Finetuned(NamedTuple):
-    """The model after some steps: encoder params and state as pre-training has them, and the head."""
+    """The model after some steps: params and state in the layout of pre-training, and the CTC head."""
 
     params: Params
     head: Any
@@ -93,10 +93,10 @@ def finetune(
     params: Params, state: State, cfg: Config, *, frozen_steps: int = 0, tokens: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Iterator[tuple[int, Rates, Finetuned]]:  # fmt: skip
-    """Train head and encoder on ``data.train``, whose lines have ``text``; yields step, validation and model.
+    """Train head and encoder on ``data.train``, whose lines have ``text``; yields step, validation rates and model.
 
-    Steps, cadence, optimizer and schedule are the config's ``trainer`` and ``optim``. Raises ``DataError`` and
-    ``UsageError`` before the first step, for characters that are no tokens too.
+    The number of steps, the validation interval, optimizer and schedule are those of the config's ``trainer`` and
+    ``optim``. Raises ``DataError`` and ``UsageError`` before the first step, also for characters that are not tokens.
     """
     train = open_dataset(cfg.data, seed, split="train", sample_rate=cfg.sample_rate)
     valid = open_dataset(cfg.data, seed, split="valid", sample_rate=cfg.sample_rate)
@@ -122,7 +122,7 @@ def _steps(
     params: Params, state: State, cfg: Config, train: Dataset, valid: Dataset, valid_texts: Mapping[str, str],
     texts: Mapping[str, str], alphabet: Alphabet, frozen_steps: int, key: Key,
 ) -> Iterator[tuple[int, Rates, Finetuned]]:  # fmt: skip
-    """Train, and tell at each validation."""
+    """Train; yield after each validation."""
     head = init_linear(random.fold_in(key, 0), _width(cfg), len(alphabet.tokens) + 1)
     optimizer, schedule = make_optimizer(cfg.optim), make_schedule(cfg)
     leaves = {"head." + path: leaf for path, leaf in flatten(head).items()}
@@ -132,7 +132,7 @@ def _steps(
     for step in range(cfg.trainer.max_steps):
         frozen = step < frozen_steps
         if step in (0, frozen_steps):
-            opt_state = optimizer.init(_moving(leaves, frozen))
+            opt_state = optimizer.init(_trainable(leaves, frozen))
         raw = next(stream)
         targets = [alphabet.encode(texts[name], name) if name else [] for name in raw["ids"]]
         step_key = random.fold_in(random.fold_in(key, 1), step)
@@ -140,8 +140,10 @@ def _steps(
         norm = global_norm(grads)
         if cfg.trainer.clip_norm > 0:
             grads = scale(grads, (cfg.trainer.clip_norm / (norm + 1e-6)).clamp(max=1.0))
-        moved, opt_state = optimizer.update(_moving(leaves, frozen), grads, opt_state, schedule(step), donate=False)
-        leaves = leaves | moved
+        updated, opt_state = optimizer.update(
+            _trainable(leaves, frozen), grads, opt_state, schedule(step), donate=False
+        )
+        leaves = leaves | updated
         done = step + 1
         every = cfg.trainer.valid_every
         if (every > 0 and done % every == 0) or done == cfg.trainer.max_steps:
@@ -154,17 +156,17 @@ def _gradients(
     leaves: dict[str, Tensor], params: Params, state: State, raw: RawBatch, targets: list[list[int]], cfg: Config,
     key: Key, frozen: bool,
 ) -> tuple[dict[str, Tensor], State]:  # fmt: skip
-    moving = {path: leaf.detach().requires_grad_() for path, leaf in _moving(leaves, frozen).items()}
-    tree = unflatten(leaves | moving)
+    trainable = {path: leaf.detach().requires_grad_() for path, leaf in _trainable(leaves, frozen).items()}
+    tree = unflatten(leaves | trainable)
     log_probs, lengths, new_state = _log_probs(
         {**params, "encoder": tree["encoder"]}, tree["head"], state, raw, cfg, key, train=not frozen
     )
     value = _ctc(log_probs, lengths, targets)
-    grads = torch.autograd.grad(value, list(moving.values()), materialize_grads=True)
-    return dict(zip(moving, grads, strict=True)), new_state if not frozen else state
+    grads = torch.autograd.grad(value, list(trainable.values()), materialize_grads=True)
+    return dict(zip(trainable, grads, strict=True)), new_state if not frozen else state
 
 
-def _moving(leaves: dict[str, Tensor], frozen: bool) -> dict[str, Tensor]:
+def _trainable(leaves: dict[str, Tensor], frozen: bool) -> dict[str, Tensor]:
     return {path: leaf for path, leaf in leaves.items() if not (frozen and path.startswith("encoder."))}
 
 
@@ -182,13 +184,13 @@ def _log_probs(
 
 
 def _ctc(log_probs: Tensor, lengths: Tensor, targets: list[list[int]]) -> Tensor:
-    """Mean over the utterances of the loss a character; rows without text do not count."""
-    held = [row for row, target in enumerate(targets) if target]
-    if not held:
+    """CTC loss per character, averaged over the utterances; rows without text are left out."""
+    used = [row for row, target in enumerate(targets) if target]
+    if not used:
         return log_probs.sum() * 0.0
-    sizes = torch.tensor([len(targets[row]) for row in held], device=log_probs.device)
-    flat = torch.tensor([number for row in held for number in targets[row]], device=log_probs.device)
-    rows = torch.tensor(held, device=log_probs.device)
+    sizes = torch.tensor([len(targets[row]) for row in used], device=log_probs.device)
+    flat = torch.tensor([number for row in used for number in targets[row]], device=log_probs.device)
+    rows = torch.tensor(used, device=log_probs.device)
     return F.ctc_loss(log_probs[rows].transpose(0, 1), flat, lengths[rows], sizes, blank=BLANK, zero_infinity=True)
 
 
@@ -204,15 +206,15 @@ def _evaluate(made: Finetuned, valid: Any, texts: Mapping[str, str], cfg: Config
         best = log_probs.argmax(dim=-1)
         for row, name in enumerate(raw["ids"]):
             if name:
-                heard = made.alphabet.decode(best[row, : int(lengths[row])].tolist())
-                wrong_letters += AF.edit_distance(heard, texts[name])
-                wrong_words += AF.edit_distance(heard.split(), texts[name].split())
+                decoded = made.alphabet.decode(best[row, : int(lengths[row])].tolist())
+                wrong_letters += AF.edit_distance(decoded, texts[name])
+                wrong_words += AF.edit_distance(decoded.split(), texts[name].split())
                 letters, words = letters + len(texts[name]), words + len(texts[name].split())
     return Rates(sum(losses) / len(losses), wrong_letters / max(letters, 1), wrong_words / max(words, 1))
 
 
 def _texts(dataset: Any) -> dict[str, str]:
-    """Text of every utterance by id. Raises ``DataError`` for a line without one."""
+    """The text of every utterance by id. Raises ``DataError`` for a line without text."""
     found = {}
     for index in range(len(dataset.manifest)):
         text = dataset.manifest.fields(index).get("text")

@@ -1,8 +1,8 @@
-"""``nest-fn extract`` and ``nest-fn tokenize``: what a trained model makes of audio, a file for each utterance.
+"""``nest-fn extract`` and ``nest-fn tokenize``: write a trained model's features or tokens, one file per utterance.
 
-Always in evaluation mode, so that an utterance's features do not depend on its batch. A file appears when it is whole;
-a second run of the same command makes the missing ones only, and one of another model, manifest or setting is refused
-(``nest_fn.files.outputs``). ``index.jsonl`` tells which file belongs to which utterance.
+The model runs in evaluation mode, so that an utterance's features do not depend on its batch. Files are written
+atomically; a second run of the same command writes only the missing ones, and a run with another model, manifest or
+setting is refused (``nest_fn.files.outputs``). ``index.jsonl`` maps utterances to files.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def extract(
 ) -> Iterator[str]:  # fmt: skip
     """Write features ``[layers, T, D]``, or for ``level="utterance"`` their means ``[layers, D]``; yields file names.
 
-    ``weights``, one a layer, sum the layers up instead: ``[T, D]`` or ``[D]``. Frames are 80 ms at factor 8. Raises
-    ``UsageError``, ``DataError``, ``OutputError``.
+    With ``weights``, one per layer, the weighted sum over the layers is written instead: ``[T, D]`` or ``[D]``. Frames
+    are 80 ms at subsampling factor 8. Raises ``UsageError``, ``DataError``, ``OutputError``.
     """
     try:
         chosen = layer_numbers(model.cfg.encoder.n_layers, layers)
@@ -69,7 +69,7 @@ def extract(
 
 
 def tokenize(model: Model, dataset: Dataset, out: Path, *, form: str = "npz", overwrite: bool = False) -> Iterator[str]:
-    """Write ``quantizer`` int64 ``[T, K]``, the targets that training would use, and ``decoder``, the model's guesses.
+    """Write ``quantizer`` int64 ``[T, K]``, the targets of training, and ``decoder``, the model's predictions of them.
 
     Raises ``DataError``, ``OutputError``.
     """
@@ -96,7 +96,7 @@ def _write_all(
     model: Model, dataset: Dataset, out: Path, form: str, make: Callable[[Tensor, Tensor], Iterator[Arrays]],
     facts: Mapping[str, Any], overwrite: bool,
 ) -> Iterator[str]:  # fmt: skip
-    """Write what is missing, batch by batch, then the index."""
+    """Write the missing files, batch by batch, then the index."""
     if form not in FORMATS:
         raise UsageError(f"extract: no format is called '{form}'; use one of {', '.join(FORMATS)}")
     origin = {**facts, "format": form, "model": model_digest(*model), "data": dataset.manifest.digest, **versions()}
@@ -118,7 +118,7 @@ def _write_all(
 
 
 def _explain_oom(made: Iterator[Arrays], shape: Sequence[int], sample_rate: int) -> Iterator[Arrays]:
-    """Turn an allocator's error into ``MemoryExhausted`` that names the batch."""
+    """Turn an out-of-memory error into ``MemoryExhausted`` that names the batch."""
     try:
         yield from made
     except (MemoryError, RuntimeError) as error:
@@ -131,7 +131,7 @@ def _explain_oom(made: Iterator[Arrays], shape: Sequence[int], sample_rate: int)
 
 
 def _names(dataset: Dataset, form: str) -> list[str]:
-    """A file name for each utterance: its number, and the end of its path for the reader."""
+    """A file name for each utterance: its index in the manifest, and the end of its audio file's name."""
     digits = len(str(max(len(dataset.manifest) - 1, 0)))
     names = []
     for index in range(len(dataset.manifest)):

@@ -1,4 +1,4 @@
-"""A trained model over files: which model, which utterances, in batches by length."""
+"""Applies a trained model to audio files: loads the model, and reads the utterances in batches by length."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from nest_fn.train.errors import DataError
 
 
 class Model(NamedTuple):
-    """What a checkpoint holds."""
+    """The model of a checkpoint."""
 
     params: Params
     state: State
@@ -31,13 +31,13 @@ class Model(NamedTuple):
 class Utterances(NamedTuple):
     """A batch without empty rows."""
 
-    number: NDArray[np.int64]  # [B] in the manifest
+    number: NDArray[np.int64]  # [B] index in the manifest
     audio: Tensor  # int16 [B, N]
     lengths: Tensor  # int64 [B] samples
 
 
 def load_model(path: str | Path) -> Model:
-    """Any checkpoint, ours or the reference's, or the newest whole one of a run folder. Raises ``CheckpointError``."""
+    """Load any checkpoint, ours or the reference's, or a run folder's newest valid one. Raises ``CheckpointError``."""
     return Model(*read_any(path))
 
 
@@ -45,9 +45,9 @@ def open_audio(
     source: str | Sequence[str], cfg: Config, scratch: Path | None = None, *, batch_seconds: float = 60.0,
     max_batch_size: int = 256, min_audio: float = 0.0,
 ) -> Dataset:  # fmt: skip
-    """All utterances of manifests, of a folder, or of one audio file, whatever their length, channels mixed.
+    """A dataset of all utterances of manifests, of a folder, or of one audio file, of any length, mixed to mono.
 
-    For a folder or a file a manifest is written into the folder ``scratch``. Raises ``DataError``.
+    For a folder or an audio file, a manifest is written into the folder ``scratch``. Raises ``DataError``.
     """
     files = [source] if isinstance(source, str) else list(source)
     if len(files) == 1 and (Path(files[0]).is_dir() or files[0].lower().endswith(AUDIO_SUFFIXES)):
@@ -70,7 +70,7 @@ def utterances(dataset: Dataset) -> Iterator[Utterances]:
 
 
 def _manifest_of(source: Path, manifest: Path) -> Path:
-    """A manifest of a file, or of all audio below a folder, with absolute paths."""
+    """Write a manifest of a file, or of all audio below a folder, with absolute paths."""
     paths = list(audio_files(str(source))) if source.is_dir() else [str(source)]
     if not paths:
         raise DataError(f"{source}: no audio file below it; looked for {', '.join(AUDIO_SUFFIXES)}")

@@ -1,8 +1,8 @@
-"""Linear probes: what a linear classifier can read from frozen features, on speakers that it has not seen.
+"""Linear probes: the accuracy of a linear classifier on frozen features, for speakers that it was not trained on.
 
-Multinomial logistic regression on standardised features, fitted by L-BFGS, which finds the one optimum of a convex
-problem: no seed, no schedule. The penalty is chosen on some of the *training* speakers, held back for that; statistics
-and weights then come from all training speakers. Test speakers enter nothing but the final accuracy.
+Multinomial logistic regression on standardised features, fitted by L-BFGS: the problem is convex, so the result needs
+no seed and no schedule. The penalty is chosen on held-out *training* speakers; statistics and weights are then computed
+from all training speakers. Test speakers are used for the final accuracy only.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from nest_fn.layers.types import Tensor
 from .minimise import minimise
 
 PENALTIES = (0.03, 0.01, 0.003, 0.001)
-"""Half the weight of the squared norm, beside the mean cross-entropy; from stiff to loose."""
+"""Candidate L2 penalties, strongest first: half of one times the squared norm is added to the mean cross-entropy."""
 
 UNKNOWN = -1
-"""The label of a frame that no phone covers; such frames must be left out of a fit."""
+"""The label of a frame that no phone covers; leave such frames out when fitting."""
 
-_FLAT = 1e-5  # a feature whose deviation is below this is constant, and is not blown up
+_FLAT = 1e-5  # a feature with a standard deviation below this counts as constant and is not scaled up
 
 
 class ProbeParams(TypedDict):
@@ -41,7 +41,7 @@ def frame_labels(
     names: Sequence[str],
     seconds_per_frame: float = 0.08,
 ) -> Tensor:
-    """The phone that covers most of each frame, as its place in ``names``: int64 ``[frames]``.
+    """The phone that covers most of each frame, as its index in ``names``: int64 ``[frames]``.
 
     Phones are (name, start s, end s); frame ``t`` is ``[t, t + 1) * seconds_per_frame``. Parts of one phone add up; on
     a tie the first of ``names`` wins; a frame that nothing covers gets ``UNKNOWN``. Raises ``ValueError`` for a phone
@@ -59,13 +59,13 @@ def frame_labels(
     left = torch.arange(frames, dtype=torch.float64)[:, None] * seconds_per_frame
     shared = (torch.minimum(end, left + seconds_per_frame) - torch.maximum(start, left)).clamp(min=0)
     cover.index_add_(1, torch.tensor([place[name] for name, _, _ in phones]), shared)
-    # Rounded, so that a tie is a tie whatever the last bits of the sums.
+    # Rounded, so that ties do not depend on the last bits of the sums.
     longest, label = cover.mul(1e6).round().max(dim=1)
     return torch.where(longest > 0, label, UNKNOWN)
 
 
 def stack_frames(features: Tensor, factor: int = 8) -> Tensor:
-    """Neighbouring frames side by side, as the quantizer sees them: ``[B, M, F] -> [B, F // factor, factor * M]``."""
+    """Concatenate ``factor`` frames, as the quantizer does: ``[B, M, F] -> [B, F // factor, factor * M]``."""
     batch, bins, frames = features.shape
     kept = frames // factor * factor
     return features[:, :, :kept].transpose(1, 2).reshape(batch, kept // factor, factor * bins)
@@ -83,7 +83,7 @@ def logits(params: ProbeParams, x: Tensor) -> Tensor:
 
 
 def accuracy(params: ProbeParams, x: Tensor, y: Tensor) -> float:
-    """Share of rows whose best class is the label: x ``[N, D]``, y int64 ``[N]``."""
+    """Fraction of rows whose best class is the label: x ``[N, D]``, y int64 ``[N]``."""
     return float((logits(params, x).argmax(1) == y).double().mean())
 
 
@@ -107,11 +107,11 @@ def _params(mean: Tensor, scale: Tensor, point: Tensor) -> ProbeParams:
 
 
 class Choice(NamedTuple):
-    """What the held-back training speakers prefer."""
+    """The layer and penalty chosen on the held-out training speakers."""
 
-    layer: int  # of the candidates
+    layer: int  # index among the candidates
     penalty: float
-    accuracy: float  # on the held-back speakers, of a probe that has not seen them
+    accuracy: float  # on the held-out speakers, of a probe fitted without them
 
 
 def choose(
@@ -124,8 +124,8 @@ def choose(
 ) -> Choice:
     """The layer and penalty with the best accuracy on a quarter of the groups (speakers), fitted on the others.
 
-    candidates ``[N, D]`` each (the layers of an encoder, say, or one), y int64 ``[N]``, groups int64 ``[N]``. Every
-    fourth group in increasing order is held back; among equals the first layer and the larger penalty win.
+    candidates ``[N, D]`` each (for example the layers of an encoder), y int64 ``[N]``, groups int64 ``[N]``. Every
+    fourth group in increasing order is held out; of equal accuracies the first layer and the larger penalty win.
     Raises ``ValueError`` with fewer than two groups.
     """
     speakers = torch.unique(groups)
@@ -136,7 +136,7 @@ def choose(
     for layer, x in enumerate(candidates):
         mean, scale = _standards(x[~held])
         known, point = (x[~held] - mean) / scale, None
-        for penalty in sorted(penalties, reverse=True):  # each fit starts where the stiffer one ended
+        for penalty in sorted(penalties, reverse=True):  # each fit starts from the solution for the larger penalty
             point = _fit(known, y[~held], classes, penalty, point, iterations)
             score = accuracy(_params(mean, scale, point), x[held], y[held])
             best = Choice(layer, penalty, score) if score > best.accuracy else best
@@ -154,8 +154,8 @@ def fit_linear_probe(
 ) -> ProbeParams:
     """Fit on the training rows: x ``[N, D]`` float, y int64 ``[N]`` in ``[0, classes)``, groups int64 ``[N]`` speakers.
 
-    Without ``penalty`` it is chosen over ``groups`` (``choose``). Raises ``ValueError`` on shapes that do not
-    fit, labels out of range, and where neither is given.
+    Without ``penalty`` it is chosen over ``groups`` (``choose``). Raises ``ValueError`` on wrong shapes, on labels out
+    of range, and if neither is given.
     """
     if x.ndim != 2 or y.shape != x.shape[:1] or (groups is not None and groups.shape != y.shape):
         shapes = [list(x.shape), list(y.shape), None if groups is None else list(groups.shape)]

@@ -1,4 +1,4 @@
-"""The minimum of a smooth function, by PyTorch's L-BFGS; both probes are fitted with it."""
+"""Minimises a smooth function by PyTorch's L-BFGS; both probes are fitted with it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nest_fn.layers.types import Tensor
 
 
 def minimise(objective: Callable[[Tensor], Tensor], start: Tensor, iterations: int) -> Tensor:
-    """The point ``[...]`` at which ``objective: [...] -> []`` is smallest, found from ``start``. Deterministic."""
+    """The point ``[...]`` that minimises ``objective: [...] -> []``, searched from ``start``. Deterministic."""
     point = start.clone().requires_grad_()
     solver = torch.optim.LBFGS(
         [point], max_iter=iterations, history_size=20, tolerance_grad=1e-5, tolerance_change=1e-8,

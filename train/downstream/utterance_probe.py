@@ -1,7 +1,7 @@
-"""``nest-fn probe``: the accuracy of a linear probe on whole utterances: digits, speakers, any label.
+"""``nest-fn probe``: accuracy of a linear probe for a label of whole utterances, for example the speaker or a digit.
 
 Features are means over the frames of one layer. The layer and the penalty are chosen on a quarter of the training
-utterances, the probe is fitted on all of them, and the test manifest is touched once.
+utterances, the probe is then fitted on all of them, and the test manifest is used only for the final accuracy.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .weighted_probe import fit_weighted_probe, weighted_accuracy
 
 
 class Score(NamedTuple):
-    """How well one kind of features does."""
+    """The accuracy of one kind of features."""
 
     name: str
     layer: int
@@ -38,9 +38,9 @@ class Score(NamedTuple):
 
 
 def probe_labels(path: str | Path, label: str, train: Sequence[str], test: Sequence[str]) -> Iterator[Score]:
-    """Scores of a model's best layer and of a learned mixture of its layers, of the encoder untrained, and of log-mel.
+    """Scores of a model's best layer, of a learned mixture of its layers, of the untrained encoder, and of log-mel.
 
-    ``label`` is a key of the manifests' lines. Raises ``DataError`` where a line lacks it, ``CheckpointError``.
+    ``label`` is a key of the manifests' lines. Raises ``DataError`` if a line lacks it, and ``CheckpointError``.
     """
     params, state, cfg = load_model(path)
     untrained = init(random.key(0), cfg)
@@ -57,7 +57,7 @@ def probe_labels(path: str | Path, label: str, train: Sequence[str], test: Seque
 
 
 def _weighted(x: list[Tensor], y: Tensor, test_x: list[Tensor], test_y: Tensor, classes: int, penalty: float) -> Score:
-    """The probe on a learned mixture of all layers; its ``layer`` is the one that weighs most."""
+    """Score of a learned mixture of all layers; its ``layer`` is the one with the largest weight."""
     held = torch.arange(len(y)) % 4 == 1
     trial = fit_weighted_probe([layer[~held] for layer in x], y[~held], classes, penalty)
     probe = fit_weighted_probe(x, y, classes, penalty)
@@ -73,25 +73,25 @@ def _label(dataset: Dataset, index: int, label: str) -> str:
 
 
 def _targets(dataset: Dataset, label: str, names: Sequence[str]) -> Tensor:
-    """Class of every utterance. Raises ``DataError`` for a label that training never saw."""
+    """Class of every utterance. Raises ``DataError`` for a label that does not occur in training."""
     place = {name: number for number, name in enumerate(names)}
     found = [_label(dataset, index, label) for index in range(len(dataset.manifest))]
-    strange = sorted(set(found) - place.keys())
-    if strange:
-        raise DataError(f"probe: labels {strange[:5]} occur in the test manifest alone; the probe cannot know them")
+    unknown = sorted(set(found) - place.keys())
+    if unknown:
+        raise DataError(f"probe: labels {unknown[:5]} occur in the test manifest alone; the probe cannot know them")
     return torch.tensor([place[name] for name in found])
 
 
 @torch.no_grad()
 def _pooled(dataset: Dataset, model: tuple[Params, State] | None, cfg: Config) -> list[Tensor]:
-    """Mean features of every layer ``[utterances, D]``, in the manifest's order; of log-mel without a model."""
+    """Mean features of every layer ``[utterances, D]``, in the manifest's order; without a model, mean log-mel."""
     rows: list[list[Tensor]] = []
     order: list[int] = []
     for index, audio, lengths in utterances(dataset):
         if model is not None:
             audio, lengths = audio.to(device_of(model[0])), lengths.to(device_of(model[0]))
         if model is None:
-            # Normalised features have mean 0 by construction, so the baseline takes them as they are.
+            # Normalised features have mean 0 by construction, so the baseline uses features without normalisation.
             mel, short = log_mel(audio, lengths, dataclasses.replace(cfg.preprocessor, normalize=None))
             made: Sequence[Tensor] = (mel.transpose(1, 2),)
         else:

@@ -1,6 +1,6 @@
-"""A linear probe on a learned mixture of an encoder's layers, as SUPERB has it (arXiv 2105.01051, section 3).
+"""A linear probe on a learned mixture of an encoder's layers, as in SUPERB (arXiv 2105.01051, section 3).
 
-Layers are standardised one by one with the training rows' statistics; their mixture's weights are a softmax, learned
+Each layer is standardised with the statistics of the training rows; the weights of the mixture are a softmax, learned
 together with the linear map.
 """
 

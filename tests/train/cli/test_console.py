@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nest_fn.train.cli.console import ConsoleReporter, fitted
+from nest_fn.train.cli.console import ConsoleReporter, fit_line
 from nest_fn.train.run.record.sentences import bar, clock, sentence
 
 
@@ -102,6 +102,6 @@ def test_a_bar_fits_the_terminal_as_wide_as_it_is_now(columns: int, monkeypatch:
 
 
 def test_the_bar_goes_before_the_words() -> None:
-    assert fitted("[##--]", "step 1/2", 16) == "[##--] step 1/2"
-    assert fitted("[##--]", "step 1/2", 15) == "step 1/2"
-    assert fitted("[##--]", "step 1/2", 6) == "step "
+    assert fit_line("[##--]", "step 1/2", 16) == "[##--] step 1/2"
+    assert fit_line("[##--]", "step 1/2", 15) == "step 1/2"
+    assert fit_line("[##--]", "step 1/2", 6) == "step "
