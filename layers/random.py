@@ -1,4 +1,4 @@
-"""The only source of bits: Philox4x32-10 in int64 tensor arithmetic, from keys that are values.
+"""The only source of bits: Philox4x32-10 in int64 tensor arithmetic, from keys that are values; SplitMix64 for dropout.
 
 A key is int64 ``[..., 2]`` holding ``(seed, offset)``, both 64-bit patterns. Counter block ``i`` of a key is
 ``philox(counter=(lo, hi of offset + i, 0, 0), key=(lo, hi of seed))``, four 32-bit words. From these words:
@@ -6,7 +6,8 @@ A key is int64 ``[..., 2]`` holding ``(seed, offset)``, both 64-bit patterns. Co
 * ``fold_in(key, i)``: block ``i`` read as a new key, seed ``w0 | w1 << 32``, offset ``w2 | w3 << 32``;
 * ``split(key, n)[i] = fold_in(key, i)``;
 * ``uniform``: element ``4 c + j`` is the low 24 bits of word ``j`` of block ``c``, times 2^-24;
-* 16-bit decisions: of ``n`` blocks, plane ``j`` (``j < 8``) holds half-word ``j`` of each block, low halves first.
+* ``dropout_mask``: element ``4 i + j`` is lane ``j`` (16 bits, low lanes first) of ``mix(i)``, a 64-bit word
+  (``layers/mixer.py``), at a tenth of Philox's cost.
 
 So the same key must not be used twice: ``split`` reads the words that ``uniform`` would draw from. The bits are equal
 eager, compiled, under ``vmap``, on CPU and GPU; golden vectors in ``tests/layers/test_random.py`` freeze this page.
@@ -20,6 +21,7 @@ from collections.abc import Sequence
 
 import torch
 
+from .mixer import lanes_above
 from .types import Key, Tensor
 
 _M = 0xFFFFFFFF
@@ -158,19 +160,18 @@ def normal(key: Key, shape: Sequence[int], dtype: torch.dtype = torch.float32) -
 
 
 def dropout_mask(key: Key, rate: float, shape: Sequence[int]) -> Tensor:
-    """Bernoulli decisions for dropout: bool, True with probability ``1 - rate`` to 16 bits."""
+    """Bernoulli decisions for dropout: bool ``shape``, True with probability ``1 - rate`` to 16 bits.
+
+    Keys ``[..., 2]`` decide for ``shape``, which begins with their axes. Raises ``ValueError`` for rates beyond [0, 1].
+    """
     check_key(key)
     if not 0.0 <= rate <= 1.0:
-        raise ValueError(f"keep: rate must lie in [0, 1], got {rate}.")
+        raise ValueError(f"dropout_mask: rate must lie in [0, 1], got {rate}.")
     wanted = _per_key(key, shape)
-    n = math.prod(wanted)
     threshold = round(rate * 65536)
-    high = threshold << 16
-    planes = []
-    for words in _blocks(key, -(-n // 8)):
-        low = [(word & 0xFFFF) >= threshold for word in words]
-        planes.append(torch.stack([*low, *(word >= high for word in words)], dim=-2))
-    return torch.cat(planes, dim=-1).flatten(-2)[..., :n].reshape(shape)
+    if threshold in (0, 65536):
+        return torch.full(tuple(shape), threshold == 0, dtype=torch.bool, device=key.device)
+    return lanes_above(key, threshold - 32769, math.prod(wanted)).reshape(shape)
 
 
 def bernoulli(key: Key, probability: float | Tensor, shape: Sequence[int]) -> Tensor:

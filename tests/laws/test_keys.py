@@ -45,7 +45,7 @@ def test_without_chance_the_key_is_not_read(example: Example) -> None:
 
 
 def blocks_read(monkeypatch: pytest.MonkeyPatch, example: Example) -> Counter[tuple[int, int]]:
-    """How often one call reads each counter block (seed, position) of the generator."""
+    """How often one call reads each counter block (seed, position); a dropout mask counts as the key's first."""
     read: Counter[tuple[int, int]] = Counter()
     words = random._words
 
@@ -54,7 +54,14 @@ def blocks_read(monkeypatch: pytest.MonkeyPatch, example: Example) -> Counter[tu
         read.update(zip(seeds.flatten().tolist(), positions.flatten().tolist(), strict=True))
         return words(keys, blocks, *schedule)
 
+    lanes = random.lanes_above
+
+    def watched_lanes(keys: torch.Tensor, bound: int, count: int) -> torch.Tensor:
+        read.update(tuple(key) for key in keys.reshape(-1, 2).tolist())
+        return lanes(keys, bound, count)
+
     monkeypatch.setattr(random, "_words", watched)
+    monkeypatch.setattr(random, "lanes_above", watched_lanes)
     run(example, 1)
     return read
 
@@ -67,12 +74,17 @@ def test_a_key_is_used_once(monkeypatch: pytest.MonkeyPatch, example: Example) -
 
 
 def test_the_law_fires(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing from a key that was split as well is found out."""
+    """Drawing from a key that was split as well is found out, and so is a second mask from one key."""
 
     def careless(p: object, s: object, i: object, k: torch.Tensor, train: bool) -> object:
         return type("Result", (), {"y": random.uniform(k, (3,)) + random.uniform(random.split(k, 2)[0], (3,))})
 
+    def masked(p: object, s: object, i: object, k: torch.Tensor, train: bool) -> object:
+        masks = random.dropout_mask(k, 0.5, (3,)) ^ random.dropout_mask(k, 0.1, (3,))
+        return type("Result", (), {"y": masks.float()})
+
     assert max(blocks_read(monkeypatch, Example("careless", careless)).values()) == 2
+    assert max(blocks_read(monkeypatch, Example("masked", masked)).values()) == 2
 
 
 def test_dropout_of_one_layer_leaves_the_others_alone() -> None:
