@@ -1,1 +1,1 @@
-"""From manifests to batches: the batch plan, noise clips, the data set, corpus tools."""
+"""From manifests to batches: the batch plan, noise clips, the dataset, corpus tools."""

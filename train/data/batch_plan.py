@@ -1,10 +1,10 @@
 """The batch plan of an epoch: a pure function of (utterances, lengths, seed, epoch, batching settings).
 
-Batches are planned for all ranks together and cut into rank parts afterwards, so the order of utterances does not
-depend on how many ranks or workers there are. Every utterance comes once in an epoch (as often as its weight says).
-What is left over in a bucket moves to the next wider one where that pads less; the last batch of the rest is filled
-up with empty rows (index -1, loss weight 0), so shapes stay static. A position in the plan is two integers: (epoch,
-batch).
+Batches are planned for all ranks together and then divided over the ranks, so the order of utterances does not depend
+on the number of ranks or workers. Every utterance occurs once per epoch, or as often as its weight says. Utterances
+left over in a bucket move to the next wider one if that needs less padding; otherwise they form a batch that is filled
+up with empty rows (index -1, loss weight 0), so that shapes stay static. A position in the plan is two integers:
+(epoch, batch).
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from .buckets import Shapes, moves_up
 
 @dataclass(frozen=True, eq=False)
 class PlannedBatch:
-    """One batch, or one rank's part of it: which utterance stands in which row."""
+    """One batch, or one rank's part of it: the utterance in each row."""
 
     width: int  # samples
     row: NDArray[np.int64]  # [B] row in the batch of all ranks
     index: NDArray[np.int64]  # [B] utterance; -1: an empty row
-    copy: NDArray[np.int64]  # [B] 0 but for the second, third, ... time in one epoch
+    copy: NDArray[np.int64]  # [B] occurrence index within the epoch; 0: the first
 
     def part(self, rank: int, world: int, parts: int = 1) -> PlannedBatch:
-        """One rank's rows, for as many micro-batches as ``parts``; empty rows are added so that all get as many.
+        """One rank's rows, for ``parts`` micro-batches; empty rows are added so that all have equally many rows.
 
-        Groups of ``parts`` rows go to the ranks in turn, so that micro-batch ``k``, which is rows ``k, k + parts``, ...
-        of each rank, holds on all ranks together the same rows however many ranks there are.
+        Groups of ``parts`` rows are assigned to the ranks in turn. Micro-batch ``k`` consists of rows ``k, k + parts``,
+        ... of each rank, so over all ranks it holds the same rows for any number of ranks. Raises ``ValueError``.
         """
         if not 0 <= rank < world:
             raise ValueError(f"plan: rank {rank} of {world} ranks; want 0 <= rank < {world}")
@@ -60,7 +60,7 @@ class Plan:
         return len(self.shape)
 
     def batch(self, number: int) -> PlannedBatch:
-        """The batch of all ranks."""
+        """Batch ``number``, with the rows of all ranks. Raises ``IndexError``."""
         if not 0 <= number < len(self):
             raise IndexError(f"plan: batch {number} of {len(self)} in epoch {self.epoch}")
         shape = self.shape[number]
@@ -79,15 +79,15 @@ class Plan:
 
     @property
     def padded_samples(self) -> int:
-        """Samples that the epoch computes on, padding and empty rows included."""
+        """Samples that the epoch computes on, including padding and empty rows."""
         return int((self.shapes.width[self.shape] * self.shapes.rows[self.shape]).sum())
 
     def efficiency(self, lengths: NDArray[np.int64]) -> float:
-        """Share of the computed samples that are audio; ``lengths`` as given to ``plan_epoch``."""
+        """Fraction of the computed samples that are audio; ``lengths`` as given to ``plan_epoch``."""
         return float(lengths[self.index].sum() / self.padded_samples)
 
     def largest(self) -> int:
-        """The batch with the most samples: the one to try first, to see whether memory suffices."""
+        """The number of the batch with the most samples; run it first to check that memory suffices."""
         return int(np.argmax(self.shapes.width[self.shape] * self.shapes.rows[self.shape]))
 
 
@@ -103,8 +103,8 @@ def plan_epoch(
 ) -> Plan:
     """Plan one epoch of utterances with ``lengths`` (samples ``[n]``) and id hashes ``utterance`` ``[n]``.
 
-    ``weight`` ``[n]`` says how often each comes in an epoch (None: once). ``shuffle=False`` keeps the order of the
-    utterances within a bucket and takes the widest buckets first.
+    ``weight`` ``[n]`` is how often each occurs per epoch (None: once). ``shuffle=False`` keeps the order of the
+    utterances within a bucket and puts the widest buckets first.
     """
     index, copy = _occurrences(len(lengths), weight, seed, epoch)
     if shuffle:
@@ -134,9 +134,9 @@ def plan_stream(
     shuffle: bool = True,
     weight: NDArray[np.float64] | None = None,
 ) -> Iterator[tuple[int, int, PlannedBatch]]:
-    """``(epoch, batch, planned)`` from a position on, epoch after epoch without end.
+    """Yield ``(epoch, batch, planned)`` from a position on, epoch after epoch without end.
 
-    A position one past an epoch's last batch is the start of the next. Raises ``ValueError`` for one further.
+    The position after an epoch's last batch is the start of the next epoch. Raises ``ValueError`` for later positions.
     """
     if epoch < 0 or batch < 0:
         raise ValueError(f"plan: position (epoch {epoch}, batch {batch}) is negative")
@@ -152,10 +152,10 @@ def plan_stream(
 def _occurrences(
     count: int, weight: NDArray[np.float64] | None, seed: int, epoch: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Which utterances an epoch holds: index, and copy, the number of the occurrence within the epoch.
+    """The utterances of an epoch: index, and copy, the occurrence index within the epoch.
 
-    Utterance ``i`` with weight ``w`` has come ``floor(w e + u_i)`` times before epoch ``e``, the ``u_i`` being spread
-    evenly over [0, 1) in a random order: so a weight of one half takes turns between two halves of the corpus.
+    Utterance ``i`` with weight ``w`` has occurred ``floor(w e + u_i)`` times before epoch ``e``, where the ``u_i`` are
+    evenly spaced in [0, 1) in a random order: a weight of one half alternates between two halves of the corpus.
     """
     if weight is None:
         return np.arange(count), np.zeros(count, np.int64)
@@ -170,7 +170,7 @@ def _occurrences(
 
 
 def _cut(shapes: Shapes, bucket: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64]]]:
-    """Cut places ``0..n-1``, of the given buckets, into batches: (shape, places) each; see ``batch_counts``."""
+    """Divide positions ``0..n-1``, whose buckets are given, into batches (shape, positions); see ``batch_counts``."""
     pieces: list[tuple[int, NDArray[np.int64]]] = []
     carried = np.zeros(0, np.int64)
     for shape, rows in enumerate(shapes.rows.tolist()):

@@ -1,11 +1,11 @@
-"""Which padded widths an epoch uses: a pure function of the lengths and the batching settings.
+"""Chooses the static batch shapes of a run: a pure function of the lengths and the batching settings.
 
-Shapes are static: bucket ``k`` has ``rows[k]`` rows of ``width[k]`` samples. The widths are those that pad the corpus
-least among all choices of at most ``num_buckets`` (an exact dynamic programme over the histogram of lengths). ``N``
-samples make ``N // 160 + 1`` spectrogram frames, so a width ``N = 10240 m - 160`` makes ``64 m`` of them, or ``8 m``
-encoder frames, a number that matrix units like. Up to 4 s, where 0.64 s would pad too much, widths are ``2560 m -
-160``, or ``2 m`` encoder frames. A batch has as many rows as ``batch_seconds`` holds; where the corpus makes so few
-batches that the empty rows of the last one weigh, a smaller budget is taken.
+Bucket ``k`` has ``rows[k]`` rows of ``width[k]`` samples. Of all choices of at most ``num_buckets`` widths, the one
+with the least padding is taken (exact dynamic programming over the histogram of lengths). ``N`` samples have ``N // 160
++ 1`` spectrogram frames, so a width ``N = 10240 m - 160`` has ``64 m`` of them, or ``8 m`` encoder frames, a multiple
+that matrix units run fast on. Up to 3.8 s, where steps of 0.64 s would pad too much, widths are ``2560 m - 160``, or
+``2 m`` encoder frames. A batch has as many rows as ``batch_seconds`` holds; if a corpus has so few batches that empty
+rows in the last ones matter, a smaller budget is used.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _FINE = 16 * _HOP  # samples in 2 encoder frames
 _COARSE = 4  # fine units in 8 encoder frames
 _SHORT = 24  # fine units up to which a width need not be a multiple of 8 encoder frames: 3.8 s
 _MAX_CANDIDATES = 1024
-_SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)  # of the budget, tried in turn
-_SAVING = 0.02  # what a smaller share must save to be taken
+_FRACTIONS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)  # of the budget, tried in turn
+_SAVING = 0.02  # fraction of the samples that a smaller budget must save to be used
 
 
 @dataclass(frozen=True)
@@ -41,19 +41,22 @@ class Shapes:
 
 
 def choose_shapes(lengths: NDArray[np.int64], config: DataConfig, sample_rate: int = 16000) -> Shapes:
-    """The shapes that waste least for lengths in samples, ``[n]``. Raises ``UsageError`` if the budget is too small."""
+    """The shapes with the least padding for lengths ``[n]``, in samples.
+
+    Raises ``UsageError`` if the budget is too small.
+    """
     choices = _widths(lengths, config.num_buckets)
-    best, least = _best(choices, lengths, config, sample_rate, _SHARES[0])
-    for share in _SHARES[1:]:
-        if share * config.batch_seconds * sample_rate >= config.row_multiple * int(lengths.max()):
-            shapes, padded = _best(choices, lengths, config, sample_rate, share)
+    best, least = _best(choices, lengths, config, sample_rate, _FRACTIONS[0])
+    for fraction in _FRACTIONS[1:]:
+        if fraction * config.batch_seconds * sample_rate >= config.row_multiple * int(lengths.max()):
+            shapes, padded = _best(choices, lengths, config, sample_rate, fraction)
             if padded < (1 - _SAVING) * least:
                 best, least = shapes, padded
     return best
 
 
 def batch_counts(shapes: Shapes, counts: NDArray[np.int64]) -> list[int]:
-    """How many batches each bucket makes of ``counts`` utterances, ``[K]``, when what is left over may move up."""
+    """The number of batches of each bucket, for ``counts`` utterances ``[K]``, if left-over utterances may move up."""
     batches, carried = [], 0
     for bucket, own in enumerate(counts.tolist()):
         full, left = divmod(carried + own, int(shapes.rows[bucket]))
@@ -63,17 +66,17 @@ def batch_counts(shapes: Shapes, counts: NDArray[np.int64]) -> list[int]:
 
 
 def moves_up(shapes: Shapes, bucket: int, left: int) -> bool:
-    """Whether ``left`` utterances, too few for a batch, pad less in the next wider bucket than empty rows here."""
+    """Whether ``left`` utterances, too few for a full batch, need less padding in the next wider bucket than here."""
     if bucket + 1 == len(shapes.width):
         return False
     return left * int(shapes.width[bucket + 1]) <= int(shapes.rows[bucket] * shapes.width[bucket])
 
 
 def _best(
-    choices: list[NDArray[np.int64]], lengths: NDArray[np.int64], config: DataConfig, sample_rate: int, share: float
+    choices: list[NDArray[np.int64]], lengths: NDArray[np.int64], config: DataConfig, sample_rate: int, fraction: float
 ) -> tuple[Shapes, int]:
-    """Of all choices of widths the one whose batches hold the fewest samples, and how many those are."""
-    budget = round(share * config.batch_seconds * sample_rate)
+    """The choice of widths whose batches hold the fewest samples, and the number of these samples."""
+    budget = round(fraction * config.batch_seconds * sample_rate)
     tried = []
     for number, width in enumerate(choices):
         shapes = Shapes(width, _rows(width, lengths, budget, config, sample_rate))
@@ -87,7 +90,7 @@ def _best(
 def _rows(
     width: NDArray[np.int64], lengths: NDArray[np.int64], budget: int, config: DataConfig, sample_rate: int
 ) -> NDArray[np.int64]:
-    """Rows of each bucket: what the budget holds, in multiples of ``row_multiple``, no more than utterances."""
+    """Rows of each bucket: multiples of ``row_multiple`` within the budget, and not more than there are utterances."""
     multiple = config.row_multiple
     most = min(config.max_batch_size // multiple, -(-len(lengths) // multiple)) * multiple
     if most < multiple:
@@ -99,11 +102,11 @@ def _rows(
             f"data: batch_seconds {config.batch_seconds} cannot hold {multiple} rows of the longest utterance, "
             f"{longest / sample_rate:.2f} s; raise batch_seconds, lower max_duration or row_multiple"
         )
-    return np.maximum(rows, multiple)  # the width may exceed the budget by its rounding alone
+    return np.maximum(rows, multiple)  # rounding the width up may exceed the budget
 
 
 def _widths(lengths: NDArray[np.int64], most: int) -> list[NDArray[np.int64]]:
-    """The best choice of 1, 2, ... ``most`` widths: those with the least sum of widths over all utterances."""
+    """The best choices of 1, 2, ... ``most`` widths: those with the least sum of widths over all utterances."""
     units = -(-(lengths + _HOP) // _FINE)
     grid = _COARSE * max(1, -(-int(units.max()) // (_COARSE * _MAX_CANDIDATES)))
     units = np.where(units <= _SHORT, units, -(-units // grid) * grid)
@@ -126,7 +129,7 @@ def _widths(lengths: NDArray[np.int64], most: int) -> list[NDArray[np.int64]]:
 
 
 def _chain(links: list[NDArray[np.int64]]) -> list[int]:
-    """The last candidates of the buckets, narrow to wide, found from the widest one back."""
+    """The widest candidate of each bucket, narrow to wide, by backtracking from the widest bucket."""
     end, chain = len(links[0]) - 1, []
     for link in reversed(links):
         chain.append(end)

@@ -1,10 +1,9 @@
-"""Pools of clips (noise, room impulse responses): int16, in memory up to a budget, the rest read when it is drawn.
+"""Pools of clips (noise, room impulse responses): int16, held in memory up to a budget; others are read when drawn.
 
-The rule (reference 7.3, without Q31): for an utterance of ``n`` samples draw a clip, all equally likely, and, if it is
-longer than ``n``, where to begin, all places equally likely. A crop without energy (all samples 0)
-is drawn again, up to 10 times; then it stays zeros of length ``n``. A clip shorter than ``n`` is taken whole with its
-own length, and repeated when it is mixed. All draws are words of (seed, ``noise_choice``, epoch, utterance), so they
-depend on nothing else.
+The rule (reference 7.3, without Q31): for an utterance of ``n`` samples draw a clip uniformly and, if it is longer than
+``n``, a uniform start position. If all samples of the crop are 0, draw again; after 10 such draws the result is ``n``
+zeros. A clip shorter than ``n`` is taken whole, with its own length, and repeated when it is mixed. All draws are
+random words of (seed, ``noise_choice``, epoch, utterance) and depend on nothing else.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _MIB = 1 << 20
 
 @dataclass(frozen=True)
 class ClipPool:
-    """Clips of a manifest: those with ``start >= 0`` lie in ``memory`` from there on, the others on disk."""
+    """Clips of a manifest: those with ``start >= 0`` are in ``memory`` from there on, the others on disk."""
 
     manifest: Manifest
     config: DataConfig
@@ -44,7 +43,7 @@ class ClipPool:
         return len(self.length)
 
     def read(self, clip: int, begin: int, count: int) -> NDArray[np.int16]:
-        """Samples ``[begin, begin + count)`` of a clip, as many as there are. Raises ``DataError``."""
+        """Samples ``[begin, begin + count)`` of a clip, or fewer if it ends earlier. Raises ``DataError``."""
         if self.start[clip] >= 0:
             first = int(self.start[clip]) + begin
             return self.memory[first : min(first + count, int(self.start[clip] + self.length[clip]))]
@@ -54,7 +53,7 @@ class ClipPool:
 
 
 def load_clips(files: Sequence[str], config: DataConfig, sample_rate: int = 16000) -> ClipPool:
-    """Open a pool (noise, room responses) and fill its memory in the order of the manifests. Raises ``DataError``."""
+    """Open a pool (noise or RIRs) and fill its memory in the order of the manifests. Raises ``DataError``."""
     manifest = load_manifest(
         files, root=config.root, channel=config.channel, check_files=config.check_files, workers=config.num_workers
     )
@@ -74,12 +73,12 @@ def load_clips(files: Sequence[str], config: DataConfig, sample_rate: int = 1600
 
 
 def noise_words(seed: int, epoch: int, utterance: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """The words that choose the noise of utterances ``[n]``: ``[n, tries, 2]``."""
+    """The random words that choose the noise of utterances ``[n]``: ``[n, tries, 2]``."""
     return random_words(stream_key(seed, "noise_choice", epoch), utterance, 2 * _TRIES).reshape(-1, _TRIES, 2)
 
 
 def draw_noise(pool: ClipPool, word: NDArray[np.uint64], need: int) -> NDArray[np.int16]:
-    """Noise for ``need`` samples by the words of one utterance, ``[tries, 2]``: int16, at most ``need`` long."""
+    """Noise for ``need`` samples, chosen by one utterance's words ``[tries, 2]``: int16, at most ``need`` long."""
     clips = randint_below(word[:, 0], len(pool))
     begins = randint_below(word[:, 1], np.maximum(pool.length[clips] - need, 0) + 1)
     for clip, begin in zip(clips.tolist(), begins.tolist(), strict=True):
@@ -100,9 +99,9 @@ def _read(
 
 
 def load_rirs(config: DataConfig, sample_rate: int = 16000) -> Tensor | None:
-    """The responses of ``data.rir``, float32 ``[R, L]`` with zeros behind the shorter ones; None if none are asked for.
+    """The RIRs of ``data.rir``, float32 ``[R, L]``, zero-padded at the end; None if ``rir_prob`` is 0.
 
-    Raises ``DataError``, and ``UsageError`` if ``rir_prob`` asks for rooms and no manifest is named.
+    Raises ``DataError``, and ``UsageError`` if ``rir_prob`` is above 0 and ``data.rir`` names no manifest.
     """
     if config.augment.rir_prob == 0:
         return None

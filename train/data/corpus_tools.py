@@ -1,4 +1,4 @@
-"""What the data commands do: scan a folder, validate a manifest, describe it, pack it into shards."""
+"""The functions of ``nest-fn data``: scan a folder, validate a manifest, describe it, pack it into shards."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from .corpus.shard_index import write_shards
 from .corpus.thread_map import ordered_map
 
 _FULL_SCALE = 32767
-_CLIPPED = 0.001  # share of full-scale samples from which an utterance is reported
+_CLIPPED = 0.001  # an utterance with a larger fraction of full-scale samples counts as clipped
 
 
 @dataclass(frozen=True)
 class Report:
-    """What ``validate`` found: one line a problem, in the order of the manifest."""
+    """The problems that ``validate`` or ``scan`` found: one line each, in the order of the utterances or files."""
 
     checked: int
     problems: tuple[str, ...]
@@ -40,7 +40,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether there are no problems."""
         return not self.problems
 
 
@@ -52,7 +52,7 @@ def scan(
     Paths are relative to the manifest; ``hashes`` adds each file's ``sha256``. Raises ``DataError`` if nothing is
     found.
     """
-    base = Path(os.path.realpath(Path(os.path.abspath(manifest)).parent))  # where a reader finds it, behind any link
+    base = Path(os.path.realpath(Path(os.path.abspath(manifest)).parent))  # links resolved, as for a reader of it
     files = list(audio_files(os.path.realpath(folder)))
     origin = {"command": "data scan", "folder": os.path.abspath(folder), "hashes": hashes, **versions()}
     place = claim(manifest, origin | {"files": _listing(files)}, folder=False, inputs=files, overwrite=overwrite)
@@ -80,7 +80,7 @@ def scan(
 
 
 def _listing(files: Sequence[str]) -> str:
-    """SHA-256 of names and sizes."""
+    """SHA-256 of the files' paths and sizes."""
     return _sha256(json.dumps([[path, _size(path)] for path in files]).encode())
 
 
@@ -92,9 +92,9 @@ def _size(path: str) -> int:
 
 
 def validate(files: Sequence[str], config: DataConfig, *, hashes: bool = False, shards: Sequence[str] = ()) -> Report:
-    """Decode every utterance and report everything that a run would refuse, and more: empty, cut, NaN, wrong hash.
+    """Decode every utterance; report all that a run would refuse (empty, truncated, NaN, ...), and wrong hashes.
 
-    Lines that are not even readable end it at once: raises ``DataError`` with the first 20 of them.
+    Raises ``DataError`` with the first 20 problems if lines of the manifest are invalid.
     """
     manifest = load_manifest(files, root=config.root, shards=shards, channel=config.channel, workers=config.num_workers)
 
@@ -114,10 +114,10 @@ def validate(files: Sequence[str], config: DataConfig, *, hashes: bool = False, 
 def stats(
     files: Sequence[str], config: DataConfig, *, shards: Sequence[str] = (), sample_rate: int = 16000
 ) -> dict[str, Any]:
-    """Numbers of a data set as plain values: hours, lengths, rates, formats, clipped and silent utterances, the plan.
+    """Statistics of a dataset: hours, lengths, rates, formats, clipped and silent utterances, the batch plan.
 
-    ``clipped`` counts utterances with more than 0.1 % of samples at full scale, ``silent`` those with no other than 0.
-    Unreadable ones are counted, not raised; a bad manifest raises ``DataError``.
+    ``clipped`` counts utterances with more than 0.1 % of their samples at full scale, ``silent`` those whose samples
+    are all 0. Unreadable utterances are counted, not raised; raises ``DataError`` for an invalid manifest.
     """
     manifest = load_manifest(
         files, min_duration=config.min_duration, max_duration=config.max_duration, root=config.root, shards=shards,
@@ -146,8 +146,8 @@ def stats(
         "sample_rates": _counts(info.sample_rate for info, _, _ in good),
         "channels": _counts(info.channels for info, _, _ in good),
         "formats": _counts(info.format for info, _, _ in good),
-        "clipped": sum(share > _CLIPPED for _, share, _ in good),
-        "clipped_share": float(np.mean([share for _, share, _ in good])) if good else 0.0,
+        "clipped": sum(fraction > _CLIPPED for _, fraction, _ in good),
+        "clipped_share": float(np.mean([fraction for _, fraction, _ in good])) if good else 0.0,
         "silent": sum(silent for _, _, silent in good),
         "digest": manifest.digest,
         "plan": _plan_numbers(manifest, config, sample_rate),
@@ -163,7 +163,7 @@ def shard(
 
 
 def _plan_numbers(manifest: Manifest, config: DataConfig, sample_rate: int) -> dict[str, Any]:
-    """What the first epoch's plan looks like."""
+    """Statistics of the first epoch's batch plan."""
     least = max(1, round(config.min_audio * sample_rate))
     length = np.maximum(np.rint(manifest.duration * sample_rate).astype(np.int64), least)
     try:
@@ -179,7 +179,7 @@ def _plan_numbers(manifest: Manifest, config: DataConfig, sample_rate: int) -> d
 
 
 def _read(manifest: Manifest, index: int, config: DataConfig) -> np.ndarray[Any, np.dtype[np.int16]]:
-    """One utterance at its own rate, so that nothing is judged after resampling; a refused rate is still refused."""
+    """One utterance at the file's sample rate, so that it is examined unresampled; ``resample=False`` still applies."""
     source, where = manifest.source(index), manifest.where(index)
     rate = 16000 if not config.resample else audio_info(source, where).sample_rate
     return read_audio(
@@ -189,7 +189,7 @@ def _read(manifest: Manifest, index: int, config: DataConfig) -> np.ndarray[Any,
 
 
 def _compare_hash(manifest: Manifest, index: int) -> tuple[str | None, bool]:
-    """A problem, if the file's SHA-256 is not the line's; and whether the line has one."""
+    """A problem if the file's SHA-256 differs from that of its line, else None; and whether the line has one."""
     wanted = manifest.fields(index).get("sha256")
     if wanted is None:
         return None, False
@@ -200,7 +200,10 @@ def _compare_hash(manifest: Manifest, index: int) -> tuple[str | None, bool]:
 
 
 def audio_files(folder: str) -> Iterator[str]:
-    """Paths below a folder in a fixed order; linked folders are not entered, so that no loop can occur."""
+    """Paths of audio files below a folder in a fixed order; links to folders are not followed, so that no loop occurs.
+
+    Raises ``DataError`` if ``folder`` is not one.
+    """
     if not os.path.isdir(folder):
         raise DataError(f"scan: {folder} is not a folder")
     for where, folders, names in os.walk(folder):
@@ -213,5 +216,5 @@ def _sha256(data: bytes) -> str:
 
 
 def _counts(values: Any) -> dict[str, int]:
-    """How often each value comes, with string keys as JSON wants them."""
+    """The count of each value; keys are strings, for JSON."""
     return {str(value): count for value, count in sorted(Counter(values).items())}

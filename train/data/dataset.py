@@ -1,13 +1,13 @@
-"""Manifests to batches: what is read, in which order, and how it is put together.
+"""Reads and collates batches from manifests, in the order of the batch plan.
 
-A batch is a pure function of the files, the seed, the epoch and the plan: workers hold no randomness, so the batches do
-not depend on how many there are, and a run resumes at (epoch, batch) without a replay. Mixing comes later, on the
-device: here an utterance only gets its noise beside it. Rows are int16 from file to device.
+A batch is a pure function of the files, the seed, the epoch and the plan: workers have no random state, so the batches
+do not depend on the number of workers, and a run resumes at (epoch, batch) without reading earlier batches. Mixing
+happens later, on the device: a batch holds each utterance and its noise separately. Rows are int16 from file to device.
 
-An utterance shorter than ``min_audio`` is filled up to it with silence (``pad``) or by repeating itself (``repeat``),
-and its length is then ``min_audio`` (reference 7.2, Q30). An empty row of the plan, a bad one under
-``on_error=zero_weight``, or a silent one under ``skip_silent``, has ``audio_len`` 0 and ``weight`` 0: it keeps its
-place in the plan, so that ranks and resume see the same rows.
+An utterance shorter than ``min_audio`` is padded with silence (``pad``) or repeated (``repeat``) up to ``min_audio``,
+which is then its length (reference 7.2, Q30). Empty rows of the plan, unreadable ones under ``on_error=zero_weight``,
+and silent ones under ``skip_silent``, have ``audio_len`` 0 and ``weight`` 0: they keep their place in the plan, so that
+the rows are the same on any number of ranks and after a resume.
 """
 
 from __future__ import annotations
@@ -41,35 +41,35 @@ class RawBatch(TypedDict):
     audio: Tensor  # int16 [B, N]
     audio_len: Tensor  # int64 [B] samples
     noise: Tensor  # int16 [B, N]; zeros where there is no noise manifest
-    noise_len: Tensor  # int64 [B] samples; shorter than audio_len where the clip is: it is to be repeated
+    noise_len: Tensor  # int64 [B] samples; may be below audio_len: mixing then repeats the noise
     row: Tensor  # int64 [B] row in the batch of all ranks
     utterance: Tensor  # int64 [B] 63-bit hash that keys every draw for the utterance; 0: an empty row
-    weight: Tensor  # float32 [B]; 0 for rows that must not count
+    weight: Tensor  # float32 [B]; 0 for rows without loss
     ids: list[str]  # [B] "": an empty row
     epoch: int
-    batch: int  # in the epoch
-    bad: list[str]  # why rows were set to weight 0, to be told; empty unless on_error=zero_weight or skip_silent
-    silent: list[str]  # manifest lines of the rows that skip_silent set to weight 0; they are no errors
-    sent: NotRequired[Any]  # what ``send`` of ``batches`` left: copies on the way to a device
+    batch: int  # index in the epoch
+    bad: list[str]  # messages about rows set to weight 0; empty unless on_error=zero_weight or skip_silent
+    silent: list[str]  # manifest lines of the rows that skip_silent set to weight 0; these are not errors
+    sent: NotRequired[Any]  # set by ``send`` of ``batches``: copies to a device that have been started
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """All that batches are made of, none of it changing."""
+    """Everything that determines the batches; immutable."""
 
     manifest: Manifest
-    length: NDArray[np.int64]  # [n] samples that the plan gives each utterance
+    length: NDArray[np.int64]  # [n] samples of each utterance in the plan
     shapes: Shapes
     config: DataConfig
     seed: int
     sample_rate: int = 16000  # Hz
     shuffle: bool = True
-    weight: NDArray[np.float64] | None = None  # [n] times in an epoch; None: once
+    weight: NDArray[np.float64] | None = None  # [n] occurrences per epoch; None: one
     noise: ClipPool | None = None
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of all that decides which batch comes when and what is in it; to be compared on resume."""
+        """SHA-256 of everything that determines the batches and their order; compared on resume."""
         config = self.config
         parts: tuple[Any, ...] = (
             self.manifest.digest, self.noise.manifest.digest if self.noise else None, self.seed, self.sample_rate,
@@ -119,11 +119,11 @@ def batches(
 ) -> Iterator[RawBatch]:  # fmt: skip
     """One rank's batches in order from position (epoch, batch) on; without end, or for ``epochs`` more epochs.
 
-    ``parts`` is how many micro-batches each will be cut into. ``num_workers`` threads work ``prefetch`` batches ahead;
-    the batches end early if ``stopped`` turns true while one is waited for; ``send`` is what a thread does with a batch
-    that it has read. The next position is (epoch, batch + 1) of the batch at hand. The first silent utterance that
-    ``skip_silent`` leaves out is told of in ``bad``; it does not count towards ``max_bad_fraction``. Raises
-    ``DataError`` as the config's limits say.
+    ``parts`` is the number of micro-batches per batch. ``num_workers`` threads prefetch ``prefetch`` batches; iteration
+    ends early if ``stopped`` becomes true while it waits for a batch. A worker thread applies ``send`` to each batch
+    that it has read. The position after a batch is its (epoch, batch + 1). The first silent utterance that
+    ``skip_silent`` leaves out is reported in ``bad``; it does not count towards ``max_bad_fraction``. Raises
+    ``DataError`` if an utterance, or more than ``max_bad_fraction`` of them, cannot be read (``on_error``).
     """
     config = dataset.config
     made = ordered_map(
@@ -134,7 +134,7 @@ def batches(
     )  # fmt: skip
     limit = config.max_bad_fraction * len(dataset.manifest) / world
     bad: list[str] = []
-    current, told = epoch, False
+    current, reported = epoch, False
     for raw in made:
         if raw["epoch"] != current:
             current, bad = raw["epoch"], []
@@ -145,8 +145,8 @@ def batches(
                 f"data: {len(bad)} utterances could not be read in epoch {current}, more than max_bad_fraction "
                 f"{config.max_bad_fraction} of {len(dataset.manifest)}; validate the manifest\n  {shown}"
             )
-        if raw["silent"] and not told:
-            told = True
+        if raw["silent"] and not reported:
+            reported = True
             raw["bad"].append(
                 f"{raw['silent'][0]}: every sample is 0; it has weight 0, and so will all others like it "
                 "(data.skip_silent)"
@@ -155,7 +155,7 @@ def batches(
 
 
 def load_batch(dataset: Dataset, planned: PlannedBatch, epoch: int, number: int = 0) -> RawBatch:
-    """Read and collate a planned batch. Raises ``DataError``; ``on_error=zero_weight`` notes it in ``bad`` instead."""
+    """Read and collate a planned batch. Raises ``DataError``, or adds it to ``bad`` with ``on_error=zero_weight``."""
     rows = len(planned.index)
     audio = np.zeros((rows, planned.width), np.int16)
     noise = np.zeros((rows, planned.width), np.int16)
@@ -193,7 +193,7 @@ def load_batch(dataset: Dataset, planned: PlannedBatch, epoch: int, number: int 
 
 
 def read_utterance(dataset: Dataset, index: int) -> NDArray[np.int16]:
-    """One utterance, filled up to ``min_audio`` and never longer than planned: int16 ``[n]``. Raises ``DataError``."""
+    """One utterance, at least ``min_audio`` and at most its planned length: int16 ``[n]``. Raises ``DataError``."""
     manifest, config = dataset.manifest, dataset.config
     clip = read_audio(
         manifest.source(index), float(manifest.offset[index]), float(manifest.duration[index]),
@@ -207,7 +207,7 @@ def read_utterance(dataset: Dataset, index: int) -> NDArray[np.int16]:
 
 
 class _Work(NamedTuple):
-    """What one call of a worker does."""
+    """A worker's task: one planned batch."""
 
     epoch: int
     batch: int
@@ -232,7 +232,7 @@ def _work(
 
 
 def _weights(manifest: Manifest, config: DataConfig) -> NDArray[np.float64] | None:
-    """How often each utterance comes in an epoch."""
+    """Occurrences of each utterance per epoch; None if all are 1. Raises ``UsageError``."""
     if config.weights is None:
         return None
     if len(config.weights) != len(manifest.files) or min(config.weights) < 0 or not sum(config.weights):

@@ -1,4 +1,4 @@
-"""A batch on its way to the device: sent ahead of its step by a loader's thread, or copied when it is wanted."""
+"""Copies a batch to the device: ahead of its step in a worker thread, or when the step needs it."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ TENSORS = ("audio", "audio_len", "noise", "noise_len", "row", "utterance", "weig
 
 
 class Sent(NamedTuple):
-    """Tensors of a batch on their way to a CUDA device, and the event that marks their arrival."""
+    """Tensors of a batch whose copy to a CUDA device has been started, and the event that marks its completion."""
 
     tensors: dict[str, Tensor]
     arrived: torch.cuda.Event
 
 
 def send(raw: RawBatch, device: torch.device) -> RawBatch:
-    """The batch with its copy on the way to a CUDA device; on a CPU there is nothing to send.
+    """Start copying the batch to a CUDA device; on a CPU, return it as it is.
 
-    Called by a loader's thread, it pins the rows and copies them on a stream of its own while an earlier step computes.
+    Called in a worker thread, it pins the tensors and copies them on a separate stream while an earlier step computes.
     """
     if device.type != "cuda":
         return raw
-    with torch.cuda.device(device):  # threads begin with device 0, where pinning would open a context
+    with torch.cuda.device(device):  # new threads use device 0, where pinning would create a context
         stream = torch.cuda.Stream(device)
         with torch.cuda.stream(stream):
             pinned = {name: raw[name].pin_memory() for name in TENSORS}  # type: ignore[literal-required]
@@ -36,12 +36,12 @@ def send(raw: RawBatch, device: torch.device) -> RawBatch:
 
 
 def to_device(raw: RawBatch, device: torch.device) -> dict[str, Tensor]:
-    """The tensors of a batch on the device: as ``send`` sent them, or copied now."""
+    """The tensors of a batch on the device: those that ``send`` copied, or copied now."""
     sent: Sent | None = raw.get("sent")
     if sent is None:
         return {name: raw[name].to(device, non_blocking=True) for name in TENSORS}  # type: ignore[literal-required]
     current = torch.cuda.current_stream(device)
     current.wait_event(sent.arrived)  # the device waits, the host does not
     for leaf in sent.tensors.values():
-        leaf.record_stream(current)  # their memory is not given away before the step has read them
+        leaf.record_stream(current)  # the allocator must not reuse their memory before the step has read it
     return sent.tensors

@@ -1,1 +1,1 @@
-"""``PureTorchSSLModel``: the functional core behind a ``torch.nn.Module``."""
+"""``PureTorchSSLModel``: a ``torch.nn.Module`` around the functional core."""

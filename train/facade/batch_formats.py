@@ -1,9 +1,10 @@
-"""A batch in any format of the original PureTorchSSLModel interface -> the mapping that ``nest_fn.model`` reads.
+"""Converts a batch in any format of the original PureTorchSSLModel interface to the mapping of ``nest_fn.model``.
 
-An object with the attributes ``audio``, ``audio_len``, ``noisy_audio``, ``noisy_audio_len`` (a dataclass, a named
-tuple, the reference's AudioNoiseBatch with its ``sample_id``); a tuple ``(audio, audio_len, noise, noise_len,
-noisy_audio, noisy_audio_len)``, which the reference's ``sample_id`` may precede; a mapping of the four names, in which
-``row`` and ``weight`` of ``nest_fn.model`` pass too. The noise alone is not used: it is in the noisy signal already.
+The formats: an object with the attributes ``audio``, ``audio_len``, ``noisy_audio``, ``noisy_audio_len`` (a dataclass,
+a named tuple, the reference's AudioNoiseBatch with its ``sample_id``); a tuple ``(audio, audio_len, noise, noise_len,
+noisy_audio, noisy_audio_len)``, optionally preceded by the reference's ``sample_id``; a mapping with the four names,
+which may also have ``row`` and ``weight`` of ``nest_fn.model``. The noise itself is ignored: the noisy signal contains
+it already.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ _FORMATS = f"want an object with {', '.join(NAMES)}, a mapping with these names,
 
 
 def as_batch(batch: Any, device: torch.device | None = None) -> dict[str, Tensor]:
-    """The batch as a mapping of tensors on ``device`` (None: where they are).
+    """The batch as a mapping of tensors, moved to ``device`` unless that is None.
 
-    Signals are float or int16 ``[B, N]``, lengths whole numbers ``[B]`` in samples. Raises ``ValueError`` for another
-    format, for a part that is missing, and for wrong shapes and dtypes.
+    Signals are float or int16 ``[B, N]``, lengths integers ``[B]`` in samples. Raises ``ValueError`` for an unknown
+    format, missing parts, and wrong shapes or dtypes.
     """
     tensors = _parts(batch)
     missing = [name for name in NAMES if tensors.get(name) is None]
@@ -40,7 +41,7 @@ def as_batch(batch: Any, device: torch.device | None = None) -> dict[str, Tensor
 
 
 def _parts(batch: Any) -> dict[str, Any]:
-    """The four parts and what else is of use, unchecked."""
+    """The four parts, and the optional ones that a mapping has, unchecked."""
     if isinstance(batch, Mapping):
         return {name: batch[name] for name in (*NAMES, *OPTIONAL) if batch.get(name) is not None}
     if all(hasattr(batch, name) for name in NAMES):
@@ -75,9 +76,9 @@ def signal_parts(
     what: str, name: str, raw: Tensor | None, raw_len: Tensor | None, processed: Tensor | None,
     processed_len: Tensor | None,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """One signal's part of the core's batch: ``audio`` and its lengths, or, if it is processed, ``features``.
+    """The entries of one signal in the core's batch: ``audio`` or, if it is processed, ``features``, and its lengths.
 
-    Raises ``ValueError`` unless exactly one of the two is given, with its lengths.
+    ``raw [B, N]``, ``processed [B, M, F]``. Raises ``ValueError`` unless exactly one of the two is given, with lengths.
     """
     given = [value is not None for value in (raw, raw_len, processed, processed_len)]
     if raw is not None and raw_len is not None and not any(given[2:]):
@@ -86,8 +87,8 @@ def signal_parts(
         features = name.replace("audio", "features")
         return {features: processed, f"{features}_len": processed_len}
     kinds = ("raw", "the raw one's lengths", "processed", "the processed one's lengths")
-    came = ", ".join(kind for kind, here in zip(kinds, given, strict=True) if here) or "nothing"
+    got = ", ".join(kind for kind, here in zip(kinds, given, strict=True) if here) or "nothing"
     raise ValueError(
-        f"forward: the {what} is wanted either raw or processed, with its lengths; got {came}. "
+        f"forward: the {what} is wanted either raw or processed, with its lengths; got {got}. "
         "For clean input give the clean signal as the noisy one too."
     )

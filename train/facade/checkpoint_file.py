@@ -1,9 +1,10 @@
-"""The files of ``PureTorchSSLModel``: one dictionary, as its original interface has it (reference 11).
+"""Checkpoint files of ``PureTorchSSLModel``: one dictionary, as in its original interface (reference 11).
 
     {"model_state_dict", "config", "epoch", "step", "optimizer_state_dict"?, "seed", "counter"}
 
-Tensors and plain values only, read with ``weights_only=True``. The names of the tensors are our dotted paths; files of
-the pure-PyTorch port, with the reference's names, are read too, and so is any other file that ``read_any`` knows.
+It holds only tensors and plain values and is read with ``weights_only=True``. Tensors are named by our dotted paths;
+files of the pure-PyTorch port, which use the reference's names, and all other files that ``read_any`` reads are
+accepted too.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ WEIGHTS, OPTIMIZER = "model_state_dict", "optimizer_state_dict"
 
 
 def write_file(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write the dictionary, in place of an earlier one, which stays until the new one is whole.
+    """Write the dictionary atomically; it may replace an earlier one.
 
-    Raises ``OutputError`` where another file stands there, ``CheckpointError`` if it cannot be written.
+    Raises ``OutputError`` if ``path`` is any other file, ``CheckpointError`` if it cannot be written.
     """
     size = sum(leaf.numel() * leaf.element_size() for leaf in flatten(content).values() if isinstance(leaf, Tensor))
     with atomic_write(path, size, replaces=_own_file) as temporary, open(temporary, "wb") as file:
@@ -36,7 +37,7 @@ def write_file(path: str | Path, content: Mapping[str, Any]) -> None:
 
 
 def _own_file(path: Path) -> str | None:
-    """None if a file holds such a dictionary, else what it is, in words."""
+    """None if the file holds such a dictionary, else a text that says why it must not be replaced."""
     try:
         with opened(path) as file:
             content = read_torch(file, str(path), STAND_INS) if file.read(4) == b"PK\x03\x04" else None
@@ -47,7 +48,10 @@ def _own_file(path: Path) -> str | None:
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
-    """The dictionary of such a file; of any other model file ``params``, ``state``, ``config``. Raises as above."""
+    """Read such a file's dictionary, or ``params``, ``state``, ``config`` of any other model file.
+
+    Raises ``CheckpointError``.
+    """
     path = Path(path)
     if path.is_file():
         with opened(path) as file:
@@ -60,19 +64,19 @@ def read_file(path: str | Path) -> dict[str, Any]:
 
 
 def model_of(content: Mapping[str, Any], source: str) -> tuple[Any, Any, Any]:
-    """Params, state and config of what ``read_file`` gave. Raises ``CheckpointError``."""
+    """Params, state and config of a dictionary from ``read_file``. Raises ``CheckpointError``."""
     if WEIGHTS in content:
         return read_port(content, source)
     return content["params"], content["state"], content["config"]
 
 
 def weights_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors by name, ours or the reference's."""
+    """The tensors by name; names are ours or the reference's."""
     return content[WEIGHTS] if WEIGHTS in content else flatten(content["params"]) | flatten(content["state"])
 
 
 def _plain(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Epoch, step, and our own seed and counter where the file has them."""
+    """Epoch, step, and, if the file has them, seed and counter. Raises ``CheckpointError``."""
     found: dict[str, Any] = {"epoch": content.get("epoch", 0), "step": content.get("step", 0)}
     found |= {name: content[name] for name in ("seed", "counter") if name in content}
     counter = found.get("counter", [0, 0])

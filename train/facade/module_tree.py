@@ -1,7 +1,7 @@
-"""Trees of tensors as an ``nn.Module``: its parameters and buffers are named by the trees' dotted paths.
+"""Trees of tensors as an ``nn.Module``, whose parameters and buffers are named by the trees' dotted paths.
 
-``register_tree`` fills a module with the leaves of the two trees, ``collect_tree`` reads a tree back. Nothing is copied
-either way, and what is swapped in by ``torch.func.functional_call`` is what is read.
+``register_tree`` registers the leaves of the two trees in a module, ``collect_tree`` reads a tree back. Neither copies
+tensors, and tensors that ``torch.func.functional_call`` swaps in are the ones that are read.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from nest_fn.layers.types import Params, State, Tensor
 
 
 class Branch(nn.Module):
-    """A branch of a tree: leaves and further branches, no arithmetic."""
+    """An inner node of a tree: holds leaves and further nodes, and computes nothing."""
 
 
 class FixedDtypeBranch(Branch):
@@ -42,12 +42,12 @@ def register_tree(module: nn.Module, params: Params, state: State) -> None:
 
 
 def skeleton(tree: Any) -> Any:
-    """A tree's structure without its tensors, for ``gather``."""
+    """A tree's structure without its tensors, for ``collect_tree``."""
     return tree_map(lambda leaf: None, tree)
 
 
 def collect_tree(node: Any, structure: Any) -> Any:
-    """The tree of that structure whose leaves are the module's own tensors."""
+    """The tree with that structure whose leaves are the module's own tensors."""
     if isinstance(structure, dict):
         return {name: collect_tree(getattr(node, name), below) for name, below in structure.items()}
     if isinstance(structure, list):

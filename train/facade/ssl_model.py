@@ -1,4 +1,4 @@
-"""The original PureTorchSSLModel interface: an ``nn.Module`` that mirrors the functional core and computes nothing.
+"""The original PureTorchSSLModel interface: an ``nn.Module`` around the functional core that computes nothing itself.
 
     from nest_fn import PureTorchSSLModel, create_optimizer, create_scheduler
 
@@ -6,17 +6,17 @@
     loss = model.training_step(batch)
 
 It holds the trees ``params`` and ``state`` as parameters and buffers named by their dotted paths, a seed, and a counter
-of draws; all arithmetic is that of ``nest_fn.model``. The core's functions take ``model.params``, ``model.state`` and
-``model.cfg`` as they are.
+of draws; ``nest_fn.model`` does all arithmetic. The core's functions accept ``model.params``, ``model.state`` and
+``model.cfg`` directly.
 
-What changes a model, beside optimizers and loading: in training mode, ``forward`` and ``training_step`` write the new
-batch statistics into the buffers, as ``torch.nn.BatchNorm1d`` does, and every draw moves the counter. Neither happens
-under the transforms of ``torch.func``, where a model is a pure function of its parameters, buffers and arguments.
+Besides optimizers and loading, two things change a model: in training mode, ``forward`` and ``training_step`` write the
+new batch statistics into the buffers, as ``torch.nn.BatchNorm1d`` does, and every draw increments the counter. Neither
+happens under the transforms of ``torch.func``, where a model is a pure function of its parameters, buffers and
+arguments.
 
 Draw ``n`` of training uses ``split(fold_in(fold_in(key(seed), TRAIN), n), 2)[1]``, which is the model's key in step
-``n`` of the functional trainer with that seed; evaluation has a stream and a count of its own. Rows of a batch are
-named 0..B-1 for their draws. Where ranks have different rows, name these in the batch (``row``), or give each rank a
-seed of its own.
+``n`` of the functional trainer with that seed; evaluation has its own stream and count. The draws of a batch's rows are
+keyed by 0..B-1. If ranks hold different rows, give the rows' numbers in the batch (``row``), or each rank its own seed.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from .torch_optim import create_optimizer, create_scheduler
 __all__ = ["PureTorchSSLModel", "create_optimizer", "create_scheduler"]
 
 _REFERENCE = ("preprocessor.", "encoder.pre_encode.", "decoder.decoder_layers.", "quantizer.proj.", "mask_processor.")
-"""How names begin that only the reference's ``state_dict`` has."""
+"""Prefixes of names that only the reference's ``state_dict`` has."""
 
 
 class PureTorchSSLModel(nn.Module):
@@ -72,9 +72,9 @@ class PureTorchSSLModel(nn.Module):
     ) -> None:  # fmt: skip
         """A new model. ``overrides`` set any key of the config, e.g. ``["encoder.xscaling=false"]``.
 
-        ``window_size`` and ``window_stride`` are seconds, ``block_size`` frames of 10 ms. As in the original there is
-        no dither, and one rate of ``dropout`` for all places; overrides go before both. ``seed`` (None:
-        ``trainer.seed``, 0) gives the initial values and all draws. Raises ``ConfigError``.
+        ``window_size`` and ``window_stride`` are seconds, ``block_size`` is frames of 10 ms. As in the original there
+        is no dither, and ``dropout`` is the rate of all dropout layers; overrides take precedence over both. ``seed``
+        (None: ``trainer.seed``, 0) determines the initial values and all draws. Raises ``ConfigError``.
         """
         given = locals()
         cfg = config_from_keywords({name: given[name] for name in KEYWORDS}).override(*overrides)
@@ -89,14 +89,14 @@ class PureTorchSSLModel(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: Config, seed: int | None = None) -> PureTorchSSLModel:
-        """A new model with the values that the functional trainer begins with."""
+        """A new model with the same initial values as in the functional trainer."""
         model = cls.__new__(cls)
         model._build(cfg, None, seed)
         return model
 
     @classmethod
     def from_params(cls, params: Params, state: State, cfg: Config, seed: int | None = None) -> PureTorchSSLModel:
-        """A model of copies of the given trees. Raises ``ValueError`` if they are not those of ``cfg``."""
+        """A model with copies of the given trees. Raises ``ValueError`` if they do not fit ``cfg``."""
         check_trees("from_params", params, state, cfg)
         return cls._of(tree_map(_copy, params), tree_map(_copy, state), cfg, seed)
 
@@ -104,10 +104,10 @@ class PureTorchSSLModel(nn.Module):
     def from_checkpoint(
         cls, path: str | Path, seed: int | None = None, compat: Compat | None = None
     ) -> PureTorchSSLModel:
-        """The model of a file or folder, on the CPU: ``save_checkpoint``'s, the port's, or any that ``convert`` reads.
+        """Load a model, on the CPU, from a file of ``save_checkpoint`` or the port, or any that ``convert`` reads.
 
-        ``seed`` replaces the file's and starts the count of draws anew; ``compat`` replaces its numerics. Raises
-        ``CheckpointError``.
+        ``seed`` replaces the file's seed and resets the counter of draws; ``compat`` replaces the file's ``compat``
+        setting. Raises ``CheckpointError``.
         """
         content = read_file(path)
         params, state, cfg = model_of(content, str(path))
@@ -134,12 +134,12 @@ class PureTorchSSLModel(nn.Module):
 
     @property
     def params(self) -> Params:
-        """The tree of parameters: the model's own tensors."""
+        """The tree of parameters; its leaves are the model's own tensors."""
         return collect_tree(self, self._structure[0])
 
     @property
     def state(self) -> State:
-        """The tree of what is saved but not trained: the model's own buffers."""
+        """The tree of what is saved but not trained; its leaves are the model's own buffers."""
         return collect_tree(self, self._structure[1])
 
     @overload
@@ -153,14 +153,15 @@ class PureTorchSSLModel(nn.Module):
         processed_noisy_signal: Tensor | None = None, processed_noisy_signal_length: Tensor | None = None,
         apply_mask: bool = False,
     ) -> core.Output | Tensor:  # fmt: skip
-        """``(log_probs [B, T, C, K], encoded_len [B], masks [B, M, F], tokens [B, T, K])``; or a batch's loss.
+        """Return ``(log_probs [B, T, C, K], encoded_len [B], masks [B, M, F], tokens [B, T, K])``, or a batch's loss.
 
-        Clean and noisy signal each come raw, float or int16 ``[B, N]`` with lengths in samples, or processed, features
-        ``[B, M, F]`` with lengths in frames. ``masks`` is 0 throughout unless ``apply_mask``. Raises ``ValueError``
-        unless exactly one of the two, with its lengths, is given for each signal.
+        Pass the clean and the noisy signal either raw, as float or int16 ``[B, N]`` with lengths in samples, or
+        processed, as features ``[B, M, F]`` with lengths in frames. ``masks`` is all 0 unless ``apply_mask``. Raises
+        ``ValueError`` unless exactly one of the two, with its lengths, is given for each signal.
 
-        ``model(batch)``, with one of the formats of ``train.batch`` alone, is ``model.training_step(batch)``: the way
-        in for what calls ``forward`` only, such as DistributedDataParallel and ``functional_call``.
+        ``model(batch)``, with a batch in a format of ``batch_formats.py`` as the only argument, is
+        ``model.training_step(batch)``, for callers that use ``forward`` only, such as DistributedDataParallel and
+        ``functional_call``.
         """
         if input_signal is not None and not isinstance(input_signal, Tensor):
             return self.training_step(input_signal)
@@ -180,10 +181,10 @@ class PureTorchSSLModel(nn.Module):
         return output
 
     def training_step(self, batch: Any) -> Tensor:
-        """The mean cross-entropy in nats over the masked tokens of a batch, a scalar with a graph behind it.
+        """The mean cross-entropy in nats over the masked tokens of a batch: a differentiable scalar.
 
-        0 with zero gradients if nothing is masked. Batches come in any format of ``train.batch`` and are moved to the
-        model's device. In evaluation mode nothing is dropped out and no statistics are written.
+        It is 0, with zero gradients, if nothing is masked. ``batch`` may have any format of ``batch_formats.py`` and is
+        moved to the model's device. In evaluation mode there is no dropout and no statistics are written.
         """
         tensors = as_batch(batch, self._device)
         loss, (_, state) = core.loss(self.params, self.state, tensors, self.cfg, key=self._draw(), train=self.training)
@@ -191,22 +192,22 @@ class PureTorchSSLModel(nn.Module):
         return loss
 
     def validation_step(self, batch: Any) -> Tensor:
-        """The same loss as in evaluation mode, whatever the mode, without a graph; masks are drawn anew each time."""
+        """The loss in evaluation mode, whatever mode the model is in, without gradients; each call draws new masks."""
         with torch.no_grad():
             tensors = as_batch(batch, self._device)
             return core.loss(self.params, self.state, tensors, self.cfg, key=self._draw(VALID), train=False)[0]
 
     def compute_loss(self, log_probs: Tensor, encoded_len: Tensor, masks: Tensor, tokens: Tensor) -> Tensor:
-        """The mean cross-entropy over masked tokens of what ``forward`` returned, a scalar; 0 if none is masked."""
+        """The mean cross-entropy over masked tokens, from the outputs of ``forward``: a scalar, 0 if none is masked."""
         counted = token_mask(masks[:, 0] > 0.5, self.cfg.loss) & valid_mask(encoded_len, log_probs.shape[1])
         return masked_cross_entropy(log_probs, tokens, counted)
 
     def save_checkpoint(
         self, path: str | Path, optimizer: Optimizer | None = None, epoch: int = 0, step: int = 0
     ) -> None:
-        """Write weights, config, epoch, step, seed, counter and the optimizer's state, if it is given, to one file.
+        """Write weights, config, epoch, step, seed, counter and, if given, the optimizer's state to one file.
 
-        Raises ``CheckpointError`` if it cannot be written; what was there is then unchanged.
+        Raises ``CheckpointError`` if it cannot be written; an earlier file is then unchanged.
         """
         content = {
             WEIGHTS: dict(self.state_dict()),
@@ -221,10 +222,10 @@ class PureTorchSSLModel(nn.Module):
     def load_checkpoint(
         self, path: str | Path, optimizer: Optimizer | None = None, strict: bool = True
     ) -> dict[str, int]:
-        """Take over a file's weights, seed and counter, and the optimizer's state; ``{"epoch": ..., "step": ...}``.
+        """Load weights, seed, counter and the optimizer's state; return ``{"epoch": ..., "step": ...}``.
 
-        The config stays. ``strict=False`` passes over names that only one side has. Raises ``CheckpointError`` if the
-        file has no state for ``optimizer`` or does not fit.
+        The model keeps its config. ``strict=False`` ignores names that only the file or only the model has. Raises
+        ``CheckpointError`` if the file does not fit or has no state for a given ``optimizer``.
         """
         content = read_file(path)
         if optimizer is not None and OPTIMIZER not in content:
@@ -241,7 +242,7 @@ class PureTorchSSLModel(nn.Module):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> _IncompatibleKeys:
-        """As ``nn.Module``'s, for our dotted paths or for the reference's names (told apart by their beginnings)."""
+        """Like that of ``nn.Module``, for our dotted paths or the reference's names (told apart by their prefixes)."""
         if not any(name.startswith(_REFERENCE) for name in state_dict):
             return super().load_state_dict(state_dict, strict, assign)
         missing, unexpected = [], []
@@ -259,7 +260,7 @@ class PureTorchSSLModel(nn.Module):
         return next(self.parameters()).device
 
     def _draw(self, stream: int | None = None) -> Key:
-        """The key of the next draw; the mode says of which stream, unless it is given."""
+        """The key of the next draw from ``stream``, which by default follows from the model's mode."""
         stream = (TRAIN if self.training else VALID) if stream is None else stream
         place = (TRAIN, VALID).index(stream)
         root = random.fold_in(root_key(self.seed, device=self._device), stream)
@@ -288,5 +289,5 @@ def _copy(leaf: Tensor) -> Tensor:
 
 
 def _transformed() -> bool:
-    # PyTorch has no public question for active grad, vmap, jvp (2.11).
+    # PyTorch 2.11 has no public test for active grad, vmap or jvp.
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()

@@ -1,7 +1,7 @@
 """``create_optimizer`` and ``create_scheduler`` of the original PureTorchSSLModel interface, as torch.optim objects.
 
-The kernels are those of ``optimizer.py``, the rates those of ``schedule.py``, so that a loop with these objects makes
-the same updates as the functional trainer, bit for bit.
+They use the kernels of ``train/step/optimizer.py`` and the learning rates of ``train/step/schedule.py``, so that a loop
+with these objects makes the same updates as the functional trainer, bit for bit.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from nest_fn.train.step.schedule import Schedule, make_schedule
 
 
 class ScheduleLR(LambdaLR):
-    """Learning rates of a ``Schedule``; groups with a rate of their own keep its ratio to ``peak``.
+    """The learning rates of a ``Schedule``; parameter groups with their own rate keep its ratio to ``peak``.
 
-    torch's class multiplies a group's rate by a factor, which would round the scheduled rate once more.
+    torch's class multiplies a group's rate by a factor, which would round the scheduled rate a second time.
     """
 
     def __init__(self, optimizer: Optimizer, schedule: Schedule, peak: float, last_epoch: int = -1) -> None:
@@ -39,8 +39,9 @@ class ScheduleLR(LambdaLR):
 def create_optimizer(model: nn.Module, cfg: Config | Mapping[str, Any]) -> Optimizer:
     """The optimizer that ``optim`` describes (adamw, adam, sgd), over all parameters of ``model`` in one group.
 
-    ``cfg`` is a ``Config`` or a plain mapping, whole or its ``model`` part; numbers may be texts, as PyYAML reads
-    ``1e-4``. Parameters without a gradient are neither moved nor decayed. Raises ``ConfigError``.
+    ``cfg`` is a ``Config`` or a plain mapping, complete or only its ``model`` section; numbers may be strings, since
+    PyYAML reads ``1e-4`` as one. Parameters without a gradient are neither updated nor decayed. Raises ``ConfigError``
+    and ``TypeError``.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"create_optimizer: model is a {type(model).__name__}; pass a torch.nn.Module.")
@@ -55,11 +56,11 @@ def create_optimizer(model: nn.Module, cfg: Config | Mapping[str, Any]) -> Optim
 def create_scheduler(
     optimizer: Optimizer, cfg: Config | Mapping[str, Any], num_training_steps: int | None = None, *, step: int = 0
 ) -> LambdaLR | None:
-    """The schedule that ``optim.sched`` describes (reference 6.4), stepped after each update; None for a constant.
+    """The schedule that ``optim.sched`` describes (reference 6.4), stepped after each update; None if it is constant.
 
-    ``num_training_steps`` goes before ``sched.max_steps``. ``step`` says how many updates were made before, for a run
-    that goes on. As everywhere here, a config without ``sched`` has NEST's Noam schedule, and ``sched: null`` none.
-    Warns if Noam's peak lies under ``min_lr``. Raises ``ConfigError``.
+    ``num_training_steps`` overrides ``sched.max_steps``. ``step`` is the number of updates already made, for a resumed
+    run. As everywhere in this library, a config without ``sched`` has NEST's Noam schedule, and ``sched: null`` has
+    none. Warns if Noam's peak is below ``min_lr``. Raises ``ConfigError`` and ``TypeError``.
     """
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"create_scheduler: optimizer is a {type(optimizer).__name__}; pass that of create_optimizer.")

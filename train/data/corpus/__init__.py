@@ -1,1 +1,1 @@
-"""Audio where it lies: manifests, files, shards, and reading them by threads."""
+"""Manifests, audio files and tar shards, and reading them in worker threads."""

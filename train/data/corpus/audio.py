@@ -1,7 +1,7 @@
-"""One audio file, or a part of it, as int16 mono at the rate wanted.
+"""Reads an audio file, or a part of it, as int16 mono at a given sample rate.
 
 WAV is read by ``wav.py``; FLAC, Ogg and MP3 by the optional package soundfile. Integer samples of more than 16 bits
-lose their low bits; float samples are scaled by 2^15, rounded and clipped. Only the part asked for is decoded.
+lose their low bits; float samples are scaled by 2^15, rounded and clipped. Only the requested part is decoded.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .wav import IEEE_FLOAT, Source, Span, read_wav, wav_info
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3")
 
 Channel: TypeAlias = Literal["error", "mix", "first"] | int
-"""What becomes of several channels: an error, their mean, the first, or the one of this index."""
+"""How files with several channels are read: as an error, their mean, the first, or the channel of this index."""
 
 _MP3_TOLERANCE = 0.5  # seconds: decoders disagree on the length of an MP3 file by the encoder's delay
 _TOLERANCE = 2  # frames at the file's rate
@@ -39,7 +39,7 @@ _MAX_KERNEL = 4_000_000  # elements of a resampling kernel
 
 
 class AudioInfo(NamedTuple):
-    """What can be known of a file without decoding it."""
+    """The facts in a file's header."""
 
     frames: int
     sample_rate: int  # Hz
@@ -48,12 +48,12 @@ class AudioInfo(NamedTuple):
 
     @property
     def duration(self) -> float:
-        """Seconds."""
+        """The duration in seconds."""
         return self.frames / self.sample_rate
 
 
 def audio_info(source: Source, where: str = "") -> AudioInfo:
-    """Read a file's header. Raises ``DataError`` that names the file and ``where`` it was asked for."""
+    """Read a file's header. Raises ``DataError`` that names the file and ``where`` (the manifest and line)."""
     with _named(source, where):
         if _is_wav(source):
             info = wav_info(source)
@@ -77,9 +77,10 @@ def read_audio(
 ) -> NDArray[np.int16]:
     """Seconds ``[offset, offset + duration)`` of a file as int16 ``[N]``; ``duration=None`` reads to the end.
 
-    Both ends are rounded to the nearest frame. A file that is more than ``tolerance`` seconds shorter than asked is an
-    error (``None``: two frames, for MP3 0.5 s); within it the result is as short as the file. ``where`` names the place
-    that asked (``train.jsonl:12``). Raises ``DataError``, and ``UsageError`` where soundfile is missing.
+    Both ends are rounded to the nearest frame. A file that ends more than ``tolerance`` seconds too early is an error
+    (``None``: two frames, for MP3 0.5 s); within the tolerance the result is as short as the file. ``where`` is the
+    manifest and line, for messages (``train.jsonl:12``). Raises ``DataError``, and ``UsageError`` if soundfile is
+    needed and missing.
     """
     with _named(source, where):
         frames, rate = _read_frames(source, offset, duration, tolerance)
@@ -97,7 +98,7 @@ def read_audio(
 def _read_frames(
     source: Source, offset: float, duration: float | None, tolerance: float | None
 ) -> tuple[NDArray[Any], int]:
-    """The frames asked for, ``[n, channels]``, and their rate in Hz."""
+    """The requested frames, ``[n, channels]``, and their rate in Hz."""
     if _is_wav(source):
         info = wav_info(source)
         start, count = _range(offset, duration, info.sample_rate)
@@ -129,7 +130,7 @@ def _range(offset: float, duration: float | None, rate: int) -> tuple[int, int |
 def _decode(file: Any, wanted: int) -> NDArray[Any]:
     """The next frames of an open file, ``[n, channels]``: integers as int16, lossy and float formats as float32.
 
-    They are read in blocks, since ``wanted`` may come from a header that lies.
+    They are read in blocks, since ``wanted`` may come from a wrong header.
     """
     kind = "int16" if file.subtype.startswith("PCM") else "float32"
     blocks: list[NDArray[Any]] = []
@@ -142,7 +143,7 @@ def _decode(file: Any, wanted: int) -> NDArray[Any]:
 
 
 def _check_length(got: int, start: int, wanted: int | None, rate: int, tolerance: float | None) -> None:
-    """Refuse a file that ends before it should."""
+    """Raise ``DataError`` for a file that ends too early."""
     if got == 0:
         raise DataError(f"no samples at {start / rate:.3f} s; the file is empty or ends before that")
     missing = (wanted or 0) - got
@@ -154,13 +155,13 @@ def _check_length(got: int, start: int, wanted: int | None, rate: int, tolerance
 
 
 def _check_whole(frames: int, declared: int) -> None:
-    """Refuse a WAV file whose header promises more than there is."""
+    """Raise ``DataError`` for a WAV file that has fewer frames than its header declares."""
     if declared > frames + _TOLERANCE:
         raise DataError(f"the header declares {declared} frames, {frames} are there; the file is cut")
 
 
 def _is_wav(source: Source) -> bool:
-    """By the first four bytes, so that a wrong suffix does no harm; a file too short for them is asked by its name."""
+    """Whether the first four bytes are WAV's, whatever the suffix. Raises ``DataError`` for a shorter file."""
     path, start = (source.path, source.start) if isinstance(source, Span) else (source, 0)
     with open_plain(path) as file:
         file.seek(start)
@@ -185,7 +186,7 @@ def _soundfile(source: Source) -> Iterator[Any]:
 
 
 def _import_soundfile() -> Any:
-    """The optional package that reads everything but WAV."""
+    """The optional package that reads all formats other than WAV."""
     try:
         return load_extra("soundfile")
     except ImportError as error:
@@ -193,7 +194,7 @@ def _import_soundfile() -> Any:
 
 
 def _span_bytes(span: Span) -> bytes:
-    """The bytes of a tar member, as many as there are."""
+    """The bytes of a tar member, fewer if the archive is truncated."""
     with open_plain(span.path) as file:
         file.seek(span.start)
         return file.read(min(span.size, os.fstat(file.fileno()).st_size))
@@ -201,7 +202,7 @@ def _span_bytes(span: Span) -> bytes:
 
 @contextmanager
 def _named(source: Source, where: str) -> Iterator[None]:
-    """Put the file and the place that asked for it in front of every error."""
+    """Raise every error as ``DataError`` that begins with ``where`` and the file."""
     try:
         yield
     except FileNotFoundError as error:
@@ -215,7 +216,7 @@ def _named(source: Source, where: str) -> Iterator[None]:
 
 
 def _head(source: Source, where: str) -> str:
-    """The place in the manifest, and the absolute path."""
+    """The manifest and line, and the absolute path."""
     path = str(source) if isinstance(source, Span) else str(Path(source).absolute())
     return f"{where}: {path}" if where else path
 
@@ -224,7 +225,7 @@ def _head(source: Source, where: str) -> str:
 
 
 def _one_channel(frames: NDArray[Any], channel: Channel) -> NDArray[Any]:
-    """``[n, channels] -> [n]``, finite."""
+    """Choose or mix channels, ``[n, channels] -> [n]``. Raises ``DataError``, also for samples that are not finite."""
     channels = frames.shape[1]
     if frames.dtype.kind == "f" and not np.isfinite(frames).all():
         raise DataError(
@@ -244,7 +245,7 @@ def _one_channel(frames: NDArray[Any], channel: Channel) -> NDArray[Any]:
 
 
 def _mix(frames: NDArray[Any]) -> NDArray[Any]:
-    """The mean of the channels in the type that they have, rounded if that is an integer."""
+    """The mean of the channels in their own dtype, rounded if that is an integer type."""
     mean: NDArray[Any] = (frames / frames.shape[1]).sum(axis=1)  # divided first, so that no float overflows
     return mean if frames.dtype.kind == "f" else np.rint(mean).astype(frames.dtype)
 
@@ -262,7 +263,7 @@ def _to_int16(samples: NDArray[Any]) -> NDArray[np.int16]:
 
 
 def _scaled(samples: NDArray[Any]) -> NDArray[np.float32]:
-    """Samples as float32 on int16's scale, clipped to its range."""
+    """Samples as float32, scaled and clipped to the range of int16."""
     if samples.dtype.kind != "f":
         return _to_int16(samples).astype(np.float32)
     clipped: NDArray[np.float32] = (np.clip(samples, -1.0, 32767 / 32768) * 32768).astype(np.float32)
@@ -271,7 +272,7 @@ def _scaled(samples: NDArray[Any]) -> NDArray[np.float32]:
 
 def _resample(samples: NDArray[Any], rate: int, wanted: int) -> NDArray[np.int16]:
     """Windowed-sinc resampling with torchaudio's fixed default kernel, in float32."""
-    if rate < _MIN_RATE:  # resampling would make a large thing of a small file
+    if rate < _MIN_RATE:  # resampling from such a rate would make a small file very large
         raise DataError(f"the header says {rate} Hz, no less than {_MIN_RATE} Hz is resampled")
     divisor = math.gcd(rate, wanted)
     if (rate // divisor) * (wanted // divisor) > _MAX_KERNEL:
@@ -285,9 +286,9 @@ def _resample(samples: NDArray[Any], rate: int, wanted: int) -> NDArray[np.int16
 
 @lru_cache(maxsize=16)
 def _resampler(rate: int, wanted: int) -> Any:
-    """torchaudio's resampler with its kernel, made once for each pair of rates.
+    """torchaudio's resampler with its kernel, cached for each pair of rates.
 
-    The kernel is computed in float64 and then cast: computed in float32 it is off by up to 2e-5 of full scale.
+    The kernel is computed in float64 and then cast: a kernel computed in float32 is off by up to 2e-5 of full scale.
     """
     from torchaudio.transforms import Resample
 

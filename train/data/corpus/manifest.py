@@ -1,9 +1,9 @@
-"""Manifests: which utterances there are, where their audio is and how long it lasts (reference 7.1).
+"""Manifests: the utterances, the location of their audio, and its duration (reference 7.1).
 
-A manifest is JSON lines. ``load_manifest`` reads one or several strictly, reports all bad lines at once, reads the
-headers of files without a ``duration``, filters by duration and keeps columns, so that a million lines fit. An
-utterance's id is its path relative to the common folder of all manifests, with offset and duration to the
-millisecond: it does not change when the data set moves, and all that is drawn for an utterance is keyed by its hash.
+A manifest is a JSON lines file. ``load_manifest`` reads one or several of them strictly, reports all bad lines at once,
+reads the headers of files without a ``duration``, filters by duration, and stores columns, so that a million lines fit
+in memory. An utterance's id is its path relative to the common folder of all manifests, with offset and duration to the
+millisecond: it does not change when the dataset moves, and all random draws for an utterance are keyed by its hash.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .wav import Source
 
 @dataclass(frozen=True)
 class Manifest:
-    """Utterances as columns, each of ``len(manifest)``; ``file`` indexes ``files``."""
+    """Utterances as columns of length ``len(manifest)``; ``file`` indexes ``files``."""
 
     files: tuple[str, ...]
     names: list[str]  # audio paths, absolute or relative to their manifest's folder, or names of tar members
@@ -47,19 +47,19 @@ class Manifest:
     position: NDArray[np.int64]  # of the line in its file, bytes
     member: NDArray[np.int64]  # number in ``shards``; -1: a plain file
     shards: ShardIndex | None = None
-    dropped: tuple[tuple[str, int], ...] = ()  # filter rule and how many it dropped
+    dropped: tuple[tuple[str, int], ...] = ()  # filter rule, and the number of utterances that it dropped
 
     def __len__(self) -> int:
         return len(self.names)
 
     def source(self, index: int) -> Source:
-        """Where the audio of an utterance is: a path, or bytes of a tar archive."""
+        """The location of an utterance's audio: a path, or a byte range of a tar archive."""
         if self.shards is not None and self.member[index] >= 0:
             return self.shards.span(int(self.member[index]))
         return os.path.join(self._folders[self.file[index]], self.names[index])
 
     def where(self, index: int) -> str:
-        """The manifest and line that an utterance comes from, for messages."""
+        """The manifest and line of an utterance, for messages."""
         return f"{self.files[self.file[index]]}:{self.line[index]}"
 
     def relative_path(self, index: int) -> str:
@@ -77,12 +77,12 @@ class Manifest:
 
     @cached_property
     def utterance(self) -> NDArray[np.int64]:
-        """63-bit hashes of the ids, int64 ``[n]``: what the draws are keyed by."""
+        """63-bit hashes of the ids, int64 ``[n]``, which key the random draws."""
         return np.fromiter((utterance_hash(self.identity(i)) for i in range(len(self))), np.int64, len(self))
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of all ids, offsets and durations in order: equal manifests have equal digests, wherever they lie."""
+        """SHA-256 of all ids, offsets and durations in order; it does not depend on where the dataset is stored."""
         hasher = hashlib.sha256()
         for index in range(len(self)):
             text = f"{self.identity(index)}\t{float(self.offset[index])!r}\t{float(self.duration[index])!r}\n"
@@ -90,7 +90,7 @@ class Manifest:
         return hasher.hexdigest()
 
     def fields(self, index: int) -> dict[str, Any]:
-        """All keys of an utterance's line (speaker, text, label, ...), read again from the manifest."""
+        """All keys of an utterance's line (speaker, text, label, ...), read from the manifest. Raises ``DataError``."""
         path = self.files[self.file[index]]
         try:
             with open_plain(path) as stream:
@@ -100,7 +100,7 @@ class Manifest:
             raise DataError(f"{self.where(index)}: {error}; the manifest changed since it was loaded") from error
 
     def read_bytes(self, index: int) -> bytes:
-        """The whole audio file of an utterance, undecoded."""
+        """The bytes of an utterance's audio file, undecoded. Raises ``DataError``."""
         source = self.source(index)
         try:
             if isinstance(source, (str, Path)):
@@ -112,7 +112,7 @@ class Manifest:
             raise DataError(f"{self.where(index)}: {source}: {error.strerror or error}") from error
 
     def take(self, indices: NDArray[np.int64]) -> Manifest:
-        """The utterances of these indices, in their order."""
+        """The utterances with these indices, in this order."""
         columns = ("offset", "duration", "file", "line", "position", "member")
         return replace(
             self, names=[self.names[i] for i in indices], **{name: getattr(self, name)[indices] for name in columns}
@@ -145,9 +145,9 @@ def load_manifest(
 ) -> Manifest:
     """Read manifests and keep the utterances with ``min_duration <= duration <= max_duration`` (seconds), in order.
 
-    ``files`` is one path, several separated by commas, or a list; ``root``, if given, is the folder that all audio
-    must lie below; ``shards`` are patterns of tar archives that hold the audio. ``check_files=False`` leaves out the
-    look at every file. Raises ``DataError`` with the first 20 problems and their total.
+    ``files`` is one path, several separated by commas, or a list. If ``root`` is given, all audio must be below that
+    folder. ``shards`` are patterns of tar archives that hold the audio. ``check_files=False`` does not check that every
+    file exists. Raises ``DataError`` with the first 20 problems and their total.
     """
     paths = manifest_files(files)
     index = index_shards(shards, workers) if shards else None
@@ -162,7 +162,7 @@ def load_manifest(
 
 
 def manifest_files(files: str | Path | Sequence[str | Path]) -> list[str]:
-    """Paths from one, a list, or a string with commas. Raises ``DataError`` if there are none."""
+    """Paths from one path, a list, or a string with commas. Raises ``DataError`` if there are none."""
     listed = [files] if isinstance(files, (str, Path)) else list(files)
     paths: list[str] = []
     for item in (os.fspath(entry) for entry in listed):
@@ -174,7 +174,7 @@ def manifest_files(files: str | Path | Sequence[str | Path]) -> list[str]:
 
 
 def write_manifest(path: str | Path, entries: Iterable[Mapping[str, Any]], *, overwrite: bool = False) -> None:
-    """Write JSON lines; the file is there whole or not at all. Raises ``OutputError`` if it was there already."""
+    """Write JSON lines atomically. Raises ``OutputError`` if the file exists, unless ``overwrite``."""
     with (
         atomic_write(path, 0, replaces=anything if overwrite else None) as temporary,
         open(temporary, "w", encoding="utf-8") as stream,
@@ -187,7 +187,7 @@ def write_manifest(path: str | Path, entries: Iterable[Mapping[str, Any]], *, ov
 
 
 def _parse(paths: list[str], shards: ShardIndex | None) -> Manifest:
-    """All lines of all files as columns, tar members looked up."""
+    """All lines of all files as columns, with their members in ``shards``."""
     problems = LineProblems()
     names: list[str] = []
     numbers: list[tuple[float, float, int, int, int, int]] = []
@@ -213,10 +213,10 @@ def _parse(paths: list[str], shards: ShardIndex | None) -> Manifest:
 
 
 def _resolve(manifest: Manifest, root: str | Path | None, check_files: bool, title: str) -> Manifest:
-    """Find every file: beside the manifest, else as written; below ``root`` if one is given."""
+    """Locate every file: relative to its manifest, else as written; if ``root`` is given, it must be below it."""
     problems, names = LineProblems(), list(manifest.names)
-    jail = None if root is None else os.path.join(os.path.realpath(root), "")
-    for index, name in enumerate(names if check_files or jail else ()):
+    inside = None if root is None else os.path.join(os.path.realpath(root), "")
+    for index, name in enumerate(names if check_files or inside else ()):
         path = str(manifest.source(index))
         if check_files and not os.path.isfile(path):
             given = os.path.abspath(os.path.expanduser(name))
@@ -224,14 +224,14 @@ def _resolve(manifest: Manifest, root: str | Path | None, check_files: bool, tit
                 problems.add(manifest.where(index), f"no such file: {clip(name, 300)}; looked for {clip(path, 4200)}")
                 continue
             names[index] = path = given
-        if jail and not os.path.realpath(path).startswith(jail):
+        if inside and not os.path.realpath(path).startswith(inside):
             problems.add(manifest.where(index), f"{name} is {os.path.realpath(path)}, outside of data.root {root}")
     problems.raise_any(title)
     return replace(manifest, names=names)
 
 
 def _read_headers(manifest: Manifest, channel: Channel, workers: int, title: str) -> Manifest:
-    """Durations that the lines leave out, read from the files."""
+    """Read the durations that lines do not give from the files' headers."""
     missing = np.flatnonzero(np.isnan(manifest.duration))
     problems, duration = LineProblems(), manifest.duration.copy()
 
@@ -256,7 +256,7 @@ def _read_headers(manifest: Manifest, channel: Channel, workers: int, title: str
 
 
 def _refuse_duplicates(manifest: Manifest, title: str) -> None:
-    """The same part of the same file may stand in the manifests once."""
+    """Raise ``DataError`` if the same part of the same file occurs twice in the manifests."""
     order = np.argsort(manifest.utterance, kind="stable")
     hashes = manifest.utterance[order]
     problems = LineProblems()
@@ -267,7 +267,7 @@ def _refuse_duplicates(manifest: Manifest, title: str) -> None:
 
 
 def _filter(manifest: Manifest, min_duration: float, max_duration: float, title: str) -> Manifest:
-    """Keep what is neither too short nor too long, and say what was dropped."""
+    """Drop utterances that are too short or too long, and record how many in ``dropped``."""
     short, long = manifest.duration < min_duration, manifest.duration > max_duration
     counts = {
         f"shorter than min_duration={min_duration} s": int(short.sum()),

@@ -1,7 +1,7 @@
-"""The lines of a manifest: JSON objects, one an utterance, each read strictly and every bad one reported.
+"""The lines of a manifest: JSON objects, one per utterance, read strictly; all bad lines are reported.
 
-``audio_filepath`` (or ``audio_filename``) is wanted; ``duration`` and ``offset`` are seconds; ``shard_id`` belongs to
-tar shards; every other key passes through untouched (reference 7.1).
+``audio_filepath`` (or ``audio_filename``) is required; ``duration`` and ``offset`` are seconds; ``shard_id`` is for tar
+shards; all other keys are kept as they are (reference 7.1).
 """
 
 from __future__ import annotations
@@ -18,37 +18,37 @@ from nest_fn.files.inputs import open_plain
 from nest_fn.files.quoting import shown
 from nest_fn.train.errors import DataError
 
-_SHOWN = 20  # problems that an error shows
+_SHOWN = 20  # most problems that an error message lists
 _BOM = b"\xef\xbb\xbf"
-_LONGEST = 1 << 22  # bytes of a line
+_LONGEST = 1 << 22  # most bytes of a line
 
 
 class Entry(NamedTuple):
-    """What a line says of one utterance."""
+    """One utterance's line."""
 
     name: str  # the audio's path as written
     offset: float  # seconds
     duration: float  # seconds; NaN: to be read from the file
-    shard: int  # -1: none given
+    shard: int  # -1: not given
     line: int  # from 1
-    position: int  # of the line, bytes from the start of the file
+    position: int  # of the line, in bytes from the start of the file
 
 
 @dataclass
 class LineProblems:
-    """Collects what is wrong in a manifest, so that a reader sees all of it at once."""
+    """Collects the problems of a manifest, so that one error reports them together."""
 
     lines: list[str] = field(default_factory=list)
     total: int = 0
 
     def add(self, where: str, text: object) -> None:
-        """Note one problem; only the first 20 are kept, the rest counted."""
+        """Add a problem; the first 20 are kept, the rest are only counted."""
         self.total += 1
         if len(self.lines) < _SHOWN:
             self.lines.append(f"{where}: {text}" if where else str(text))
 
     def raise_any(self, what: str) -> None:
-        """Raise one ``DataError`` with all that was noted, if anything was."""
+        """Raise one ``DataError`` with the collected problems, if there are any."""
         if self.total == 1:
             raise DataError(self.lines[0])
         if self.total:
@@ -57,7 +57,10 @@ class LineProblems:
 
 
 def read_entries(file: str, problems: LineProblems) -> Iterator[Entry]:
-    """The utterances of a manifest, in order; bad lines go to ``problems``. Raises ``DataError`` if it is missing."""
+    """Yield the utterances of a manifest in order; bad lines are added to ``problems``.
+
+    Raises ``DataError`` if the manifest cannot be read, or a line is too long.
+    """
     try:
         with open_plain(file) as stream:
             position = 0
@@ -78,7 +81,7 @@ def read_entries(file: str, problems: LineProblems) -> Iterator[Entry]:
 
 
 def parse_line(text: bytes) -> dict[str, Any]:
-    """One line's JSON object. Raises ``DataError`` that says what is wrong with it."""
+    """Parse one line's JSON object. Raises ``DataError`` that says what is wrong with the line."""
     try:
         record = json.loads(text)
     except UnicodeDecodeError:
@@ -91,7 +94,7 @@ def parse_line(text: bytes) -> dict[str, Any]:
 
 
 def _entry(record: dict[str, Any], line: int, position: int) -> Entry:
-    """The keys that matter, with their types checked."""
+    """The keys that ``Entry`` has, with their types checked."""
     name = record.get("audio_filepath", record.get("audio_filename"))
     if name is None:
         raise DataError(
@@ -108,7 +111,7 @@ def _entry(record: dict[str, Any], line: int, position: int) -> Entry:
 
 
 def _check_name(name: object) -> None:
-    """Refuse what cannot be a path."""
+    """Raise ``DataError`` for a value that cannot be a path."""
     if not isinstance(name, str):
         raise DataError(f"audio_filepath is {type(name).__name__} {_short(name)}, a path is wanted")
     if not name.strip() or "\0" in name:
@@ -120,7 +123,7 @@ def _check_name(name: object) -> None:
 
 
 def _seconds(value: object, key: str, missing: float) -> float:
-    """A finite number of seconds, from a number or a string that holds one."""
+    """A finite number of seconds, from a number or a string; ``missing`` for None. Raises ``DataError``."""
     if value is None:
         return missing
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
@@ -135,7 +138,7 @@ def _seconds(value: object, key: str, missing: float) -> float:
 
 
 def _shard(value: object) -> int:
-    """A shard's number, -1 if the line has none."""
+    """A shard's number, -1 if the line has none. Raises ``DataError``."""
     if value is None:
         return -1
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
@@ -146,5 +149,5 @@ def _shard(value: object) -> int:
 
 
 def _short(value: object) -> str:
-    """A value as text that fits a line."""
+    """A value as short text on one line."""
     return shown(value.decode("utf-8", "replace") if isinstance(value, bytes) else value)

@@ -1,7 +1,7 @@
-"""Tar shards: many audio files in few archives, read in place by their position and never extracted.
+"""Tar shards: many audio files in few archives, read in place by their byte positions and never extracted.
 
-``audio_{0..511}.tar`` names a set of shards; ``audio__OP_0..511_CL_.tar`` means the same. The index of all members is
-built once by reading the headers; a damaged archive or a missing member is an error then, not in the middle of a run.
+``audio_{0..511}.tar`` names a set of shards; ``audio__OP_0..511_CL_.tar`` means the same. Reading the headers builds an
+index of all members before a run; damaged archives and missing members are errors then, not in the middle of the run.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ _SUBSEGMENT = re.compile(r"-sub\d+(?=(\.[^./]+)?$)")
 
 
 def expand_pattern(pattern: str) -> list[str]:
-    """``a_{0..2}.tar -> a_0.tar, a_1.tar, a_2.tar``; also ``{x,y}``, and ``_OP_``/``_CL_`` for the braces."""
+    """``a_{0..2}.tar -> a_0.tar, a_1.tar, a_2.tar``; also ``{x,y}``, and ``_OP_``/``_CL_`` for the braces.
+
+    Raises ``DataError`` for an empty range or more than 100,000 names.
+    """
     pattern = pattern.replace("_OP_", "{").replace("_CL_", "}")
     match = _RANGE.search(pattern)
     if not match:
@@ -59,18 +62,18 @@ def expand_pattern(pattern: str) -> list[str]:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Every member of a set of archives. A member's number indexes ``names``, ``shard``, ``start`` and ``size``."""
+    """All members of a set of archives. A member's number indexes ``names``, ``shard``, ``start`` and ``size``."""
 
     paths: tuple[str, ...]
     names: list[str]
     shard: NDArray[np.int32]
     start: NDArray[np.int64]  # bytes
     size: NDArray[np.int64]  # bytes
-    by_name: dict[str, int]  # the member, or -1 where several shards have the name
-    first: NDArray[np.int64]  # of each shard's members, and their total at the end
+    by_name: dict[str, int]  # the member's number, or -1 if the name occurs more than once
+    first: NDArray[np.int64]  # first member's number of each shard, and at the end the number of members
 
     def find(self, name: str, shard: int = -1) -> int:
-        """The number of a member, in any shard or in the one given. Raises ``DataError``."""
+        """The number of the member ``name``, in any shard or in the given one. Raises ``DataError``."""
         if shard >= len(self.paths):
             raise DataError(f"shard_id {shard} asked, there are {len(self.paths)} shards")
         wanted = name.removeprefix("./")
@@ -90,13 +93,13 @@ class ShardIndex:
         raise DataError(f"member {name!r} is not in {place}; make the shards anew")
 
     def span(self, number: int) -> Span:
-        """Where a member's bytes are."""
+        """The byte range of a member."""
         path = self.paths[self.shard[number]]
         return Span(path, int(self.start[number]), int(self.size[number]), self.names[number])
 
 
 def index_shards(patterns: Sequence[str], workers: int = 4) -> ShardIndex:
-    """Read the headers of all archives. Raises ``DataError`` on the first damaged one."""
+    """Read the headers of all archives. Raises ``DataError`` for the first damaged one."""
     paths = [path for pattern in patterns for path in expand_pattern(pattern)]
     if not paths:
         raise DataError("shards: no archive is named")
@@ -121,11 +124,11 @@ def index_shards(patterns: Sequence[str], workers: int = 4) -> ShardIndex:
 
 
 def write_shards(manifest: Manifest, out_dir: str | Path, shards: int, *, overwrite: bool = False) -> Path:
-    """Pack a manifest's audio into ``audio_{0..shards-1}.tar`` beside a ``manifest.jsonl`` with ``shard_id``.
+    """Pack a manifest's audio into ``audio_{0..shards-1}.tar`` and write a ``manifest.jsonl`` with ``shard_id``.
 
-    Files keep their bytes and their order; all segments of a file go to one shard, and shards are as even in bytes as
-    that allows. The archives depend on nothing but the content: no times, no owners. Returns the manifest's path.
-    Raises ``DataError``, ``OutputError``.
+    Files keep their bytes and their order; all segments of a file go to one shard, and shards have nearly equal sizes.
+    The archives depend only on the content: they hold no times and no owners. Returns the new manifest's path. Raises
+    ``DataError``, ``OutputError``.
     """
     groups: dict[str, list[int]] = {}
     for index in range(len(manifest)):
@@ -151,9 +154,9 @@ def write_shards(manifest: Manifest, out_dir: str | Path, shards: int, *, overwr
 
 
 def even_cuts(sizes: Sequence[int], parts: int) -> list[int]:
-    """Where to cut a row of things into ``parts``, none of them empty, nearest to equal sums: ``parts + 1`` numbers.
+    """Cut points (``parts + 1`` indices) that divide a list of sizes into nonempty parts with nearly equal sums.
 
-    Where nothing is above a part's even share, no part is further from that than by the size of the largest thing.
+    If no size exceeds the average of a part's sum, each sum differs from that average by at most the largest size.
     """
     sums = np.cumsum([0, *sizes], dtype=np.int64)
     wanted = sums[-1] * (np.arange(1, parts) / parts)
@@ -166,7 +169,7 @@ def even_cuts(sizes: Sequence[int], parts: int) -> list[int]:
 
 
 def _archived(manifest: Manifest, index: int) -> int:
-    """Bytes that an utterance's file takes in an archive: a header, and whole blocks."""
+    """Bytes that an utterance's file takes in an archive: a header block, and the content padded to whole blocks."""
     source = manifest.source(index)
     try:
         size = source.size if isinstance(source, Span) else os.stat(source).st_size
@@ -176,7 +179,7 @@ def _archived(manifest: Manifest, index: int) -> int:
 
 
 def _write_shard(manifest: Manifest, files: list[list[int]], path: Path, number: int) -> list[str]:
-    """One archive; the manifest lines of what is in it."""
+    """Write one archive; return the manifest lines of its utterances."""
     lines = []
     with (
         atomic_write(path, 0, replaces=anything) as temporary,
@@ -196,7 +199,7 @@ def _write_shard(manifest: Manifest, files: list[list[int]], path: Path, number:
 
 
 def _member_name(manifest: Manifest, index: int) -> str:
-    """The audio's path below the manifest, or its hash where that path would leave the archive."""
+    """The audio's path relative to the manifest, or a name made of its hash if that path would leave the archive."""
     path = manifest.relative_path(index)
     if not os.path.isabs(path) and ".." not in path.split("/"):
         return path

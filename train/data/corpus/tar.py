@@ -1,4 +1,4 @@
-"""Where the members of a shard are; ``nest_fn.files.tar`` reads the headers."""
+"""Lists the members of a tar shard; ``nest_fn.files.tar`` reads the headers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from nest_fn.train.errors import DataError
 
 
 def tar_members(path: str) -> list[tar.Member]:
-    """The regular files of an archive, in order. Raises ``DataError`` on anything that is not plain and whole."""
+    """The regular files of an archive, in order. Raises ``DataError`` for damaged archives and unsupported members."""
     try:
         with open_plain(path) as file:
             return tar.tar_members(file)

@@ -1,8 +1,8 @@
-"""A function over many items in threads, with the results in order and only so many ahead.
+"""Maps a function over items in worker threads, with results in order and a bounded number of items prefetched.
 
-Threads, not processes: decoding and reading release the interpreter's lock, results need no copy between processes,
-there is nothing to fork beside a GPU, and no worker can be killed without the whole command. Two threads decode FLAC
-1.7 times as fast as one on two cores. The threads are daemons: a command that ends never waits for them.
+Threads, not processes: decoding and reading release the global interpreter lock, results need not be copied between
+processes, no process with a CUDA context is forked, and no worker can be killed without the whole command. Two threads
+decode FLAC 1.7 times as fast as one on two cores. The threads are daemons: a command that ends never waits for them.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from nest_fn.train.errors import DataError
 A = TypeVar("A")
 B = TypeVar("B")
 
-_SLICE = 0.2  # seconds between two looks at ``stopped``
+_SLICE = 0.2  # seconds between two calls of ``stopped``
 
 
 class _Task(Generic[A, B]):
-    """One item on its way: set once by a worker, awaited by the consumer."""
+    """One item and its result, which a worker sets once and the consumer waits for."""
 
     def __init__(self, item: A) -> None:
         self.item = item
@@ -44,11 +44,11 @@ def ordered_map(
     name: str = "worker",
     stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[B]:
-    """``map(function, items)`` by ``workers`` threads (0: in the caller), at most ``ahead`` items ahead.
+    """``map(function, items)`` in ``workers`` threads (0: in the caller), with at most ``ahead`` items prefetched.
 
-    The order of results is that of the items for any number of workers. An exception is raised where its item would
-    have come, with its own traceback. Raises ``DataError`` when a worker needs more than ``timeout_s`` seconds.
-    The results end early if ``stopped`` turns true while one is waited for.
+    Results come in the order of the items for any number of workers. An exception is raised in place of its item's
+    result, with its own traceback. Raises ``DataError`` if a result takes more than ``timeout_s`` seconds. Iteration
+    ends early if ``stopped`` returns true while it waits for a result.
     """
     if workers <= 0:
         yield from map(function, items)
@@ -66,7 +66,7 @@ def ordered_map(
             if not waiting:
                 return
             yield _result(waiting.popleft(), timeout_s, name, stopped)
-    except _GivenUp:
+    except _Stopped:
         return
     finally:
         _drain(queue)
@@ -74,16 +74,16 @@ def ordered_map(
             queue.put(None)
 
 
-class _GivenUp(Exception):
-    """Nobody wants the results any more."""
+class _Stopped(Exception):
+    """The consumer was asked to stop while it waited."""
 
 
 def _result(task: _Task[A, B], timeout_s: float | None, name: str, stopped: Callable[[], bool]) -> B:
-    """What came of a task, awaited in slices so that a request to stop is heard."""
+    """Wait for a task, in slices so that a request to stop is noticed; return its result or raise its error."""
     end = math.inf if timeout_s is None else time.monotonic() + timeout_s
     while not task.done.wait(min(_SLICE, max(end - time.monotonic(), 0.0))):
         if stopped():
-            raise _GivenUp
+            raise _Stopped
         if time.monotonic() >= end:
             raise DataError(
                 f"{name}: no answer in {timeout_s} s for {task.item}; is the storage reachable? "
@@ -95,18 +95,18 @@ def _result(task: _Task[A, B], timeout_s: float | None, name: str, stopped: Call
 
 
 def _work(function: Callable[[A], B], queue: SimpleQueue[_Task[A, B] | None]) -> None:
-    """A worker's life: tasks until the end mark."""
+    """The loop of a worker thread: run tasks until the end marker None."""
     while (task := queue.get()) is not None:
         try:
             task.value = function(task.item)
-        except BaseException as error:  # whatever it is, the consumer shall raise it
+        except BaseException as error:  # of any kind: the consumer raises it
             task.error = error
         task.done.set()
         del task  # a result must not stay alive while the worker waits
 
 
 def _drain(queue: SimpleQueue[_Task[A, B] | None]) -> None:
-    """Forget tasks that no worker has begun."""
+    """Remove tasks that no worker has started."""
     while True:
         try:
             queue.get_nowait()

@@ -1,7 +1,7 @@
-"""PCM and float WAV files, read without trust in their headers, and 16-bit ones written.
+"""Reads PCM and float WAV files, without trusting their headers, and writes 16-bit ones.
 
-Every chunk is checked against the bytes that are there, and nothing is allocated from a number in the header. A file
-may also be a byte range of another one (a member of a tar archive): see ``Span``.
+Every chunk is checked against the size of the file, and no allocation depends on an unchecked number in the header. A
+WAV file may also be a byte range of another file (a member of a tar archive): see ``Span``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from nest_fn.train.errors import DataError
 
 
 class Span(NamedTuple):
-    """Bytes ``[start, start + size)`` of a file: a member of a tar archive, read in place. ``name`` is the member's."""
+    """Bytes ``[start, start + size)`` of a file: the member ``name`` of a tar archive, read in place."""
 
     path: str
     start: int
@@ -34,28 +34,28 @@ class Span(NamedTuple):
 
 
 Source: TypeAlias = str | Path | Span
-"""Where the bytes of one audio file are."""
+"""The location of one audio file's bytes."""
 
 PCM, IEEE_FLOAT, EXTENSIBLE = 0x0001, 0x0003, 0xFFFE
-_GUID_TAIL = bytes.fromhex("000000001000800000aa00389b71")  # of every SubFormat that holds a plain format tag
+_GUID_TAIL = bytes.fromhex("000000001000800000aa00389b71")  # of every SubFormat that begins with a plain format tag
 _SAMPLE_TYPES = {(PCM, 8): "u1", (PCM, 16): "<i2", (PCM, 24): "u1", (PCM, 32): "<i4"}
 _SAMPLE_TYPES |= {(IEEE_FLOAT, 32): "<f4", (IEEE_FLOAT, 64): "<f8"}
 _MAX_CHANNELS = 1024
 _MAX_RATE = 1_000_000  # Hz
 _MAX_CHUNKS = 10_000
-_UNKNOWN_SIZE = 0x7FFF0000  # bytes: a writer that could not seek leaves a number from here on in the data chunk
+_UNKNOWN_SIZE = 0x7FFF0000  # bytes: writers that could not seek leave at least this number in the data chunk
 
 
 class WavInfo(NamedTuple):
-    """What a WAV header says, after it was checked against the file."""
+    """The contents of a WAV header, checked against the file."""
 
     tag: int  # PCM or IEEE_FLOAT
     channels: int
     sample_rate: int  # Hz
     bits: int  # of one sample
     data_start: int  # bytes from the start of the file
-    frames: int  # that are in the file
-    declared_frames: int  # that the header promises; more than ``frames`` where the file was cut
+    frames: int  # present in the file
+    declared_frames: int  # declared in the header; more than ``frames`` if the file is truncated
 
     @property
     def frame_bytes(self) -> int:
@@ -70,9 +70,9 @@ def wav_info(source: Source) -> WavInfo:
 
 
 def read_wav(source: Source, start: int = 0, frames: int | None = None) -> tuple[NDArray[np.generic], WavInfo]:
-    """Frames ``[start, start + frames)``, as many of them as there are: ``-> [n, channels]`` in the file's own type.
+    """Frames ``[start, start + frames)``, or fewer if the file ends earlier: ``[n, channels]`` in the file's own type.
 
-    24-bit samples come as int32, shifted up by 8 bits. Raises ``DataError``, and ``OSError`` on failed reads.
+    24-bit samples are returned as int32, shifted left by 8 bits. Raises ``DataError``, and ``OSError`` on failed reads.
     """
     with _open(source) as (file, base, size):
         info = _header(file, base, size, str(source))
@@ -87,7 +87,7 @@ def read_wav(source: Source, start: int = 0, frames: int | None = None) -> tuple
 
 
 def write_wav(path: str | Path, samples: NDArray[np.int16], sample_rate: int = 16000) -> None:
-    """Write int16 ``[N]`` or ``[N, channels]`` as 16-bit PCM."""
+    """Write int16 ``[N]`` or ``[N, channels]`` as 16-bit PCM. Raises ``TypeError`` for other arrays."""
     if samples.dtype != np.int16 or samples.ndim not in (1, 2):
         raise TypeError(f"write_wav: want int16 [N] or [N, channels], got {samples.dtype} {list(samples.shape)}")
     channels = 1 if samples.ndim == 1 else samples.shape[1]
@@ -99,7 +99,7 @@ def write_wav(path: str | Path, samples: NDArray[np.int16], sample_rate: int = 1
 
 @contextmanager
 def _open(source: Source) -> Iterator[tuple[io.BufferedReader, int, int]]:
-    """Open a source for reading: the file, the first byte of the source in it, and its number of bytes."""
+    """Open a source for reading: the file, the source's first byte in it, and the source's number of bytes."""
     span = source if isinstance(source, Span) else None
     with open_plain(source.path if isinstance(source, Span) else source) as file:
         total = os.fstat(file.fileno()).st_size
@@ -108,7 +108,7 @@ def _open(source: Source) -> Iterator[tuple[io.BufferedReader, int, int]]:
 
 
 def _header(file: io.BufferedReader, base: int, size: int, name: str) -> WavInfo:
-    """Walk the chunks up to the samples."""
+    """Read the chunks up to the samples. Raises ``DataError``."""
     file.seek(base)
     riff = file.read(min(12, size))
     if len(riff) < 12 or riff[:4] != b"RIFF" or riff[8:] != b"WAVE":
@@ -132,7 +132,7 @@ def _header(file: io.BufferedReader, base: int, size: int, name: str) -> WavInfo
 
 
 def _format(body: bytes, name: str) -> WavInfo:
-    """The fmt chunk: channels, rate and type of samples, with nothing known of the data yet."""
+    """Parse the fmt chunk: channels, rate and type of samples, without the data. Raises ``DataError``."""
     if len(body) < 16:
         raise DataError(f"wav: {name}: its fmt chunk has {len(body)} bytes, 16 or more are wanted")
     tag, channels, rate, _, block, bits = struct.unpack("<HHIIHH", body[:16])
@@ -151,7 +151,7 @@ def _format(body: bytes, name: str) -> WavInfo:
 
 
 def _located(form: WavInfo, start: int, declared: int, available: int) -> WavInfo:
-    """The format, with where the samples are and how many of the declared ones exist."""
+    """The format, completed by the samples' position and their declared and actual number."""
     if declared >= _UNKNOWN_SIZE and declared > available:
         declared = available
     width = form.frame_bytes

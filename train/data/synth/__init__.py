@@ -1,8 +1,8 @@
 """A speech-like corpus without recordings: a deterministic source-filter synthesiser, for demos and tests.
 
-It has what masked prediction feeds on (speakers, phones that lean on their neighbours, words that predict each other,
-pauses, noise) and exact phone labels. It is synthetic: figures on it say that training works, not how well it would do
-on real speech.
+It has the structure that masked prediction can learn (speakers, coarticulated phones, words that predict each other,
+pauses, noise) and exact phone labels. It is synthetic: results on it show that training works, not how well a model
+does on real speech.
 """
 
 from .corpus import CorpusSpec, Utterance, synthesise, write_corpus

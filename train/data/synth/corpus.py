@@ -1,8 +1,8 @@
-"""The corpus on disk: 16 kHz 16-bit WAV files and JSONL manifests, byte for byte a function of its specification.
+"""The corpus on disk: 16 kHz 16-bit WAV files and JSONL manifests, whose bytes are a function of the specification.
 
 Splits: ``train`` and ``valid`` (other speakers) for pre-training, ``noise`` to mix in, and for a phone probe
-``probe_train`` (speakers of ``train``, new sentences) and ``probe_test`` (speakers that occur nowhere else), each also
-as ``*_noisy``: the same utterances in noise of other draws than those of ``noise``.
+``probe_train`` (speakers of ``train``, new sentences) and ``probe_test`` (speakers that occur nowhere else). The probe
+splits also exist as ``*_noisy``: the same utterances in noise that is drawn independently of ``noise``.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from .noise import KINDS, coloured, noise
 from .render import SAMPLE_RATE, render
 from .voice import Score, compose, speaker, tracks
 
-_FORMAT = 1  # raised when the same specification comes to make other bytes
+_FORMAT = 1  # incremented when the same specification makes other bytes
 
 
 @dataclass(frozen=True)
 class CorpusSpec:
-    """What a corpus is made of; equal specifications make equal bytes."""
+    """The settings of a corpus; equal specifications make equal bytes."""
 
     seed: int = 0
     train_minutes: float = 40.0
@@ -42,7 +42,7 @@ class CorpusSpec:
     valid_speakers: int = 8
     probe_train_speakers: int = 24  # the first of the training speakers
     probe_test_speakers: int = 12
-    min_seconds: float = 3.0  # of an utterance, roughly
+    min_seconds: float = 3.0  # approximate length of an utterance
     max_seconds: float = 9.0
     min_level: float = -34.0  # dB of full scale, RMS of an utterance
     max_level: float = -20.0
@@ -52,7 +52,7 @@ class CorpusSpec:
 
 @dataclass(frozen=True)
 class Utterance:
-    """A synthetic recording and everything that is known about it."""
+    """A synthetic recording and its labels."""
 
     audio: np.ndarray  # [N] float32, within (-1, 1)
     speaker: str
@@ -60,27 +60,27 @@ class Utterance:
 
     @property
     def phones(self) -> list[tuple[str, float, float]]:
-        """(phone, start, end) in seconds, end to end."""
+        """(phone, start, end) in seconds, contiguous."""
         ends = np.cumsum([ms for _, ms in self.score.phones]) / 1000
         starts = [0.0, *ends[:-1].tolist()]
         return [(name, a, b) for (name, _), a, b in zip(self.score.phones, starts, ends.tolist(), strict=True)]
 
 
 def _to_level(audio: np.ndarray, decibel: float) -> np.ndarray:
-    """Scaled to this RMS level, and below it where a peak would come near full scale."""
+    """Scale to this RMS level in dB of full scale, or lower so that no peak exceeds 0.9."""
     gain = 10.0 ** (decibel / 20.0) / max(float(np.sqrt(np.mean(audio**2))), 1e-9)
     return np.asarray(audio * min(gain, 0.9 / max(float(np.abs(audio).max()), 1e-9)))
 
 
 def synthesise(spec: CorpusSpec, split: str, index: int, speaker_index: int) -> Utterance:
-    """Utterance ``index`` of a split, said by a speaker of the population: depends on these four values alone."""
+    """Utterance ``index`` of a split, spoken by ``speaker_index``; it depends on these four values only."""
     who = speaker(spec.seed, speaker_index)
     rng = generator(spec.seed, f"utterance/{split}", index)
     score = compose(rng, who, rng.uniform(spec.min_seconds, spec.max_seconds))
     audio = render(rng, who, tracks(rng, who, score))
-    room = coloured(rng, len(audio), rng.uniform(0.3, 1.5))
-    room *= 10.0 ** (rng.uniform(-50.0, -34.0) / 20.0) / float(np.sqrt(np.mean(room**2)))
-    return Utterance(_to_level(audio + room, rng.uniform(spec.min_level, spec.max_level)), who.name, score)
+    background = coloured(rng, len(audio), rng.uniform(0.3, 1.5))
+    background *= 10.0 ** (rng.uniform(-50.0, -34.0) / 20.0) / float(np.sqrt(np.mean(background**2)))
+    return Utterance(_to_level(audio + background, rng.uniform(spec.min_level, spec.max_level)), who.name, score)
 
 
 def _in_noise(spec: CorpusSpec, split: str, index: int, audio: np.ndarray) -> tuple[np.ndarray, str, float]:
@@ -102,13 +102,13 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _clips(out: Path, splits: Iterable[str]) -> list[str]:
-    """The audio files that the manifests name."""
+    """The audio files in the manifests of these splits."""
     lines = (line for split in splits for line in (out / f"{split}.jsonl").read_text("utf-8").splitlines())
     return [json.loads(line)["audio_filepath"] for line in lines]
 
 
 def _entry(out_dir: Path, split: str, index: int, audio: np.ndarray, **known: Any) -> dict[str, Any]:
-    """Write the file and return its line of the manifest."""
+    """Write an audio file and return its manifest line."""
     name = f"wav/{split}/{index:05d}.wav"
     (out_dir / name).parent.mkdir(parents=True, exist_ok=True)
     write_wav(out_dir / name, np.rint(audio * 32767.0).astype(np.int16), SAMPLE_RATE)
@@ -116,7 +116,7 @@ def _entry(out_dir: Path, split: str, index: int, audio: np.ndarray, **known: An
 
 
 def _utterances(spec: CorpusSpec, split: str, minutes: float, speakers: range) -> Iterator[tuple[int, Utterance]]:
-    """Numbered utterances, speakers in turn, until there are ``minutes``."""
+    """Yield numbered utterances, with the speakers in turn, until they last ``minutes``."""
     seconds, index = 0.0, 0
     while seconds < 60.0 * minutes:
         made = synthesise(spec, split, index, speakers[index % len(speakers)])
@@ -125,7 +125,7 @@ def _utterances(spec: CorpusSpec, split: str, minutes: float, speakers: range) -
 
 
 def _write_speech(spec: CorpusSpec, out: Path, split: str, minutes: float, speakers: range, noisy: bool) -> list[str]:
-    """One speech split, and its noisy twin if wanted; the names of the splits written."""
+    """Write one speech split and, if ``noisy``, its noisy version; return the names of the splits."""
     clean: list[dict[str, Any]] = []
     mixed: list[dict[str, Any]] = []
     for index, made in _utterances(spec, split, minutes, speakers):
@@ -141,7 +141,7 @@ def _write_speech(spec: CorpusSpec, out: Path, split: str, minutes: float, speak
 
 
 def _write_noise(spec: CorpusSpec, out: Path) -> None:
-    """Clips of 10 s, the kinds in turn, at levels that vary."""
+    """Write noise clips of 10 s, with the kinds in turn, at random levels."""
     entries = []
     for index in range(max(len(KINDS), round(6 * spec.noise_minutes))):
         rng = generator(spec.seed, "noise", index)
@@ -152,9 +152,9 @@ def _write_noise(spec: CorpusSpec, out: Path) -> None:
 
 
 def write_corpus(out_dir: str | Path, spec: CorpusSpec | None = None, *, overwrite: bool = False) -> dict[str, Path]:
-    """Write the corpus under ``out_dir`` and return its manifests by split. Nothing is done where it is complete.
+    """Write the corpus under ``out_dir`` and return its manifests by split. A complete corpus is not written again.
 
-    ``corpus.json``, written last, holds the specification. Raises ``OutputError`` where the folder holds anything else.
+    ``corpus.json``, written last, holds the specification. Raises ``OutputError`` if the folder holds anything else.
     """
     spec = spec or CorpusSpec()
     out, wanted = Path(out_dir), {"format": _FORMAT, **dataclasses.asdict(spec)}

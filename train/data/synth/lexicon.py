@@ -1,7 +1,7 @@
-"""A small language: words with phones, frequencies that follow Zipf, and a first-order word grammar.
+"""A small language: words with phones, Zipf-distributed word frequencies, and a first-order word grammar.
 
-A word is followed only by words of certain classes, and among those each word has favourites, so that the words on
-both sides of a gap say much about what is missing: the dependence that masked prediction can learn.
+A word is followed only by words of certain classes, with preferences among these, so that the words on both sides of a
+gap are informative about the missing one: masked prediction can learn this dependence.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import numpy as np
 
 from .keys import generator
 
-_LANGUAGE_SEED = 20240801  # of word frequencies and favourites: one language for every corpus, whatever its seed
-_PREFERENCE = 1.6  # spread of the log favour of one word for another; larger makes the language more predictable
+_LANGUAGE_SEED = 20240801  # seed of the word preferences: all corpora share one language, whatever their own seed
+_PREFERENCE = 1.6  # standard deviation of the log preferences; larger makes the language more predictable
 
 _WORDS: dict[str, str] = {
     "determiner": "a:ah my:m-ay his:h-ih-z her:h-er our:aa-r no:n-ow",
@@ -45,8 +45,8 @@ _FOLLOWERS: dict[str, dict[str, float]] = {
     "adverb": {"verb": 0.6, STOP: 0.4},
     "conjunction": {"determiner": 0.7, "number": 0.3},
 }
-LONGEST = 10  # words of a sentence
-_SENTENCES_JOINED = 0.35  # share of sentences that go on with a conjunction
+LONGEST = 10  # most words of a sentence
+_SENTENCES_JOINED = 0.35  # probability that a sentence begins with a conjunction, if it may
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ class Lexicon:
 
     @property
     def conditional_entropy(self) -> float:
-        """Bits of the next word given this one, in the long run."""
+        """Entropy of the next word given the current one, in bits, under the stationary distribution."""
         chain = self.follow.copy()
-        chain[-1] = chain[-2]  # one sentence follows another
+        chain[-1] = chain[-2]  # a sentence is followed by another one
         weights = np.linalg.matrix_power(chain, 512)[0]
         surprise = -np.log2(chain, where=chain > 0, out=np.zeros_like(chain))
         return float(weights @ (chain * surprise).sum(1))
@@ -78,19 +78,19 @@ def lexicon() -> Lexicon:
         members = [i for i, k in enumerate(kinds) if k == kind]
         frequency[members] = 1.0 / np.arange(1, len(members) + 1)
     rng = generator(_LANGUAGE_SEED, "grammar")
-    favour = frequency * np.exp(_PREFERENCE * rng.standard_normal((len(words), len(words))))
-    follow = np.zeros_like(favour)
+    preference = frequency * np.exp(_PREFERENCE * rng.standard_normal((len(words), len(words))))
+    follow = np.zeros_like(preference)
     for i, kind in enumerate(kinds):
-        for target, share in _FOLLOWERS.get(kind, {}).items():
+        for target, probability in _FOLLOWERS.get(kind, {}).items():
             members = [j for j, k in enumerate(kinds) if k == target]
-            follow[i, members] = share * favour[i, members] / favour[i, members].sum()
+            follow[i, members] = probability * preference[i, members] / preference[i, members].sum()
     return Lexicon(tuple(words[:-2]), tuple(tuple(phones.split("-")) for _, _, phones in entries), follow)
 
 
 def sentence(rng: np.random.Generator, join: bool = False) -> list[int]:
-    """Word numbers of one sentence drawn from the grammar; ``join``: it may open with a conjunction.
+    """Draw the word numbers of one sentence from the grammar; with ``join`` it may begin with a conjunction.
 
-    A sentence that grows beyond ``LONGEST`` words is given up and another one drawn.
+    A sentence of more than ``LONGEST`` words is discarded and drawn again.
     """
     book = lexicon()
     begin = len(book.words)  # START

@@ -1,4 +1,4 @@
-"""Noises: white, pink, babble, hum, impulses and a hall of machines, each float32 ``[N]`` at unit power."""
+"""Noises: white, pink, babble, mains hum, impulses and machine noise, each float32 ``[N]`` with unit power."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from .voice import compose, speaker, tracks
 
 KINDS = ("white", "pink", "babble", "hum", "impulse", "machine")
 _BABBLERS = 5
-_CROWD = 1_000_000  # speakers from here on are heard in babble only
+_CROWD = 1_000_000  # speakers with indices from here on occur only in babble
 
 
 def coloured(rng: np.random.Generator, samples: int, exponent: float) -> np.ndarray:
     """Noise whose power falls as ``f ** -exponent`` above 50 Hz: 0 white, 1 pink, 2 brown."""
-    length = -(-samples // 4096) * 4096  # the transform of a length with large prime factors is slow
+    length = -(-samples // 4096) * 4096  # FFTs of sizes with large prime factors are slow
     spectrum = np.fft.rfft(rng.standard_normal(length, dtype=np.float32))
     frequency = np.fft.rfftfreq(length, 1.0 / SAMPLE_RATE)
     shape = np.maximum(frequency, 50.0) ** (-exponent / 2)
@@ -27,7 +27,7 @@ def _babble(rng: np.random.Generator, samples: int) -> np.ndarray:
         who = speaker(0, _CROWD + int(rng.integers(1 << 40)))
         score = compose(rng, who, samples / SAMPLE_RATE + 1.0)
         voice = np.resize(render(rng, who, tracks(rng, who, score)), samples)
-        mixture += np.roll(voice, int(rng.integers(samples)))  # they do not all begin to speak at once
+        mixture += np.roll(voice, int(rng.integers(samples)))  # so that they do not all start at the same time
     return mixture
 
 
@@ -42,7 +42,7 @@ def _hum(rng: np.random.Generator, samples: int) -> np.ndarray:
 
 
 def _impulse(rng: np.random.Generator, samples: int) -> np.ndarray:
-    """Knocks and clatter: decaying resonances at random moments."""
+    """Knocks and clatter: decaying resonances at random times."""
     wave = 0.01 * coloured(rng, samples, 1.0)
     for start in np.flatnonzero(rng.random(samples) < 3.0 / SAMPLE_RATE):
         length = min(int(rng.integers(300, 3000)), samples - int(start))
@@ -54,13 +54,13 @@ def _impulse(rng: np.random.Generator, samples: int) -> np.ndarray:
 
 
 def _machine(rng: np.random.Generator, samples: int) -> np.ndarray:
-    """Steep noise that swells and falls."""
+    """Coloured noise with a periodic level."""
     swell = 0.6 + 0.4 * np.sin(2 * np.pi * (rng.uniform(0.3, 4.0) * np.arange(samples) / SAMPLE_RATE + rng.random()))
     return coloured(rng, samples, rng.uniform(0.5, 1.6)) * swell.astype(np.float32)
 
 
 def noise(rng: np.random.Generator, kind: str, samples: int) -> np.ndarray:
-    """``samples`` of a noise of this kind at unit power. Raises ValueError on an unknown kind."""
+    """``samples`` samples of a kind of noise, with unit power. Raises ``ValueError`` for an unknown kind."""
     makers = {"babble": _babble, "hum": _hum, "impulse": _impulse, "machine": _machine}
     if kind not in KINDS:
         raise ValueError(f"noise: unknown kind {kind!r}; choose one of {', '.join(KINDS)}")

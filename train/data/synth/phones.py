@@ -1,9 +1,9 @@
-"""The phone inventory: what the vocal tract and its sources do in each phone.
+"""The phone inventory: settings of the vocal tract and its sources for each phone.
 
 A phone is one or more segments in time. A segment sets the first three resonances of the vocal tract (formants, Hz, of
 an adult of average length) and the level (dB) of three sources: ``voice`` (glottal pulses through the tract),
-``breath`` (noise at the glottis, through the same tract) and ``hiss`` (noise at a constriction, through a resonance of
-its own). What a segment leaves open (``None``) is taken from its neighbours. Vowel formants: Peterson and Barney,
+``breath`` (noise at the glottis, through the same tract) and ``hiss`` (noise at a constriction, through its own
+resonance). Values that are None in a segment are taken from its neighbours. Vowel formants: Peterson and Barney,
 "Control methods used in a study of the vowels", JASA 1952; the parametrisation follows Klatt, "Software for a
 cascade/parallel formant synthesizer", JASA 1980.
 """
@@ -22,9 +22,9 @@ Formants = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of a phone in which the targets stand still."""
+    """A part of a phone with constant targets."""
 
-    share: float  # of the phone's duration
+    fraction: float  # of the phone's duration
     formants: Formants | None = None  # Hz; None: those of the neighbours
     voice: float = OFF  # dB
     breath: float = OFF  # dB
@@ -41,7 +41,7 @@ class Phone:
     name: str
     seconds: float
     segments: tuple[Segment, ...]
-    syllabic: bool = False  # bears the accents of the melody, and stretches with stress
+    syllabic: bool = False  # carries pitch accents, and is longer when stressed
 
 
 def _vowel(name: str, formants: Formants, seconds: float = 0.125) -> Phone:
@@ -63,7 +63,7 @@ def _fricative(name: str, formants: Formants, centre: float, width: float, hiss:
 
 
 def _stop(name: str, locus: Formants, centre: float, width: float, burst: float, voiced: bool) -> Phone:
-    """Closure, a burst shaped by the place of the constriction, then (voiceless) a breathy release."""
+    """A stop: closure, a burst shaped by the place of articulation, then a voiced or an aspirated release."""
     hiss = {"hiss_centre": centre, "hiss_width": width}
     closure = Segment(0.62 if voiced else 0.55, locus, voice=-16.0 if voiced else OFF, damping=3.0)
     release = Segment(0.20 if voiced else 0.15, locus, hiss=burst, **hiss)
@@ -109,4 +109,4 @@ _INVENTORY: tuple[Phone, ...] = (
 )
 
 PHONES: dict[str, Phone] = {phone.name: phone for phone in _INVENTORY}
-"""By name, in the order that numbers the classes of a phone probe; silence comes first."""
+"""Phones by name; their order numbers the classes of a phone probe, and silence comes first."""

@@ -1,8 +1,8 @@
-"""Source-filter synthesis: pulses and noise through resonances that move, in the short-time Fourier domain.
+"""Source-filter synthesis: pulses and noise through time-varying resonances, in the short-time Fourier domain.
 
-The sources are made sample by sample; every 8 ms a Hann window cuts out 16 ms, whose spectrum is multiplied by the
-response of the vocal tract at that moment and added back with overlap (the windows sum to one). An FFT twice as long as
-the window leaves 16 ms for the ringing of the resonances.
+The sources are generated at the sample rate. Every 8 ms the spectrum of a 16 ms Hann window is multiplied by the
+response of the vocal tract at that time, and the results are overlap-added (the windows sum to one). The FFT is twice
+as long as the window, which leaves 16 ms for the ringing of the resonances.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ def _response(coefficients: np.ndarray) -> np.ndarray:
     real = coefficients.astype(np.float32)
     delays = _DELAYS[: real.shape[1]]
     out = np.empty((len(real), _BINS), dtype=np.complex64)
-    # einsum, not @: a threaded matrix product may add in another order, and equal bytes are promised.
+    # einsum, not @: a threaded matrix product may sum in another order, and the bytes must be reproducible.
     out.real, out.imag = np.einsum("tk,kb->tb", real, delays.real), np.einsum("tk,kb->tb", real, delays.imag)
     return out
 
 
 def _unit_power(response: np.ndarray) -> np.ndarray:
-    """Scaled so that white noise keeps its power: then the levels of the phones say how loud each is."""
+    """Scale a response so that white noise keeps its power: a phone's loudness then follows from its levels alone."""
     power = np.mean(response.real**2 + response.imag**2, axis=1, keepdims=True)
     return np.asarray(response / np.sqrt(power))
 
 
 def tract_response(who: Speaker, formants: np.ndarray, damping: np.ndarray) -> np.ndarray:
-    """Glottal source and vocal tract together: formants ``[T, 3]`` Hz, damping ``[T]`` -> ``[T, bins]`` complex."""
+    """Response of glottal source and vocal tract: formants ``[T, 3]`` Hz, damping ``[T]`` -> ``[T, bins]`` complex."""
     moving = _response(_resonators(formants, _BANDWIDTHS * damping[:, None]))
     fixed = _response(np.array([[1.0, -who.tilt]]))
     for centre, width in _UPPER:
@@ -63,25 +63,25 @@ def tract_response(who: Speaker, formants: np.ndarray, damping: np.ndarray) -> n
 
 
 def _hiss_response(centre: np.ndarray, width: np.ndarray) -> np.ndarray:
-    """A constriction: one resonance above a zero at 0 Hz, ``[T]`` Hz each -> ``[T, bins]`` complex."""
+    """Response of a constriction: one resonance and a zero near 0 Hz, ``[T]`` Hz each -> ``[T, bins]`` complex."""
     poles = _response(_resonators(centre[:, None], width[:, None]))
     return _unit_power(_response(np.array([[1.0, -0.95]])) / poles)
 
 
 def _to_samples(track: np.ndarray) -> np.ndarray:
-    """A control signal ``[ms]`` at every sample, joined by straight lines: ``[ms * 16]`` float32."""
+    """Interpolate a control signal ``[ms]`` linearly to every sample: ``[ms * 16]`` float32."""
     held = np.append(track, track[-1]).astype(np.float32)
     slope = np.arange(_PER_MS, dtype=np.float32) / _PER_MS
     return (held[:-1, None] + (held[1:] - held[:-1])[:, None] * slope).ravel()
 
 
 def _pulses(rng: np.random.Generator, f0: np.ndarray, jitter: float) -> np.ndarray:
-    """Glottal pulses of unit power at pitch ``f0`` ``[ms]``: ``[ms * 16]``; each lies between two samples."""
+    """Glottal pulses of unit power at pitch ``f0 [ms]``: ``[ms * 16]``; each is split over the two nearest samples."""
     wobble = jitter * rng.standard_normal(len(f0)) * 2.5
     phase = np.cumsum(_to_samples(f0 * (1.0 + wobble)).astype(np.float64)) / SAMPLE_RATE
     turns = np.floor(phase)
     at = np.flatnonzero(np.diff(turns) > 0)
-    late = (turns[at + 1] - phase[at]) / (phase[at + 1] - phase[at])  # where between the samples the turn is complete
+    late = (turns[at + 1] - phase[at]) / (phase[at + 1] - phase[at])  # position of the pulse between the two samples
     size = np.sqrt(SAMPLE_RATE / f0[at // _PER_MS]) * (1.0 + 0.05 * rng.standard_normal(len(at)))
     train = np.zeros(len(phase), dtype=np.float32)
     train[at] += size * (1.0 - late)
@@ -97,7 +97,7 @@ def _spectra(signal: np.ndarray) -> np.ndarray:
 
 
 def _overlap_add(spectra: np.ndarray, length: int) -> np.ndarray:
-    """The signal whose windowed spectra these are: ``[T, bins] -> [length]``."""
+    """The signal with these windowed spectra: ``[T, bins] -> [length]``."""
     pieces = np.fft.irfft(spectra, _FFT, axis=1).astype(np.float32).reshape(len(spectra), _FFT // _HOP, _HOP)
     out = np.zeros((len(spectra) + _FFT // _HOP, _HOP), dtype=np.float32)
     for k in range(_FFT // _HOP):
@@ -106,7 +106,7 @@ def _overlap_add(spectra: np.ndarray, length: int) -> np.ndarray:
 
 
 def render(rng: np.random.Generator, who: Speaker, control: Tracks) -> np.ndarray:
-    """The sound of these control signals: float32 ``[ms * 16]``, vowels near unit power."""
+    """Synthesise the audio of control signals: float32 ``[ms * 16]``, with vowels near unit power."""
     length = len(control.f0) * _PER_MS
     noise = rng.standard_normal((2, length), dtype=np.float32)
     pulses = _pulses(rng, control.f0, who.jitter)

@@ -1,4 +1,4 @@
-"""From words to the movements of one speaker: durations, melody, formant and level tracks on a grid of 1 ms."""
+"""From words to one speaker's control signals: durations, pitch, formant and level tracks on a grid of 1 ms."""
 
 from __future__ import annotations
 
@@ -12,32 +12,30 @@ from .keys import generator
 from .lexicon import lexicon, sentence
 from .phones import OFF, PHONES, SILENCE, Phone, Segment
 
-_FORMANT_GLIDE = (
-    111  # ms over which formants move from target to target: coarticulation, and undershoot in short phones
-)
-_LEVEL_GLIDE = 11  # ms over which a source opens or closes
+_FORMANT_GLIDE = 111  # ms over which formants move between targets: coarticulation, and undershoot in short phones
+_LEVEL_GLIDE = 11  # ms over which a source is switched on or off
 
 
 @dataclass(frozen=True)
 class Speaker:
-    """What stays the same in everything that one person says."""
+    """The constant properties of one speaker."""
 
     name: str
     f0: float  # Hz, geometric mean of the pitch
     f0_range: float  # standard deviation of log pitch over accents
     declination: float  # fall of log pitch over a phrase
     jitter: float  # relative change of the period from pulse to pulse
-    tract: float  # factor on all formants: a short vocal tract is above 1
-    formant_shape: tuple[float, float, float]  # factors on single formants: no two tracts are scaled copies
+    tract: float  # factor on all formants: above 1 for a short vocal tract
+    formant_shape: tuple[float, float, float]  # factors on single formants: no two vocal tracts are scaled copies
     rate: float  # factor on durations
     tilt: float  # pole of the glottal source: nearer 1 is a duller voice
-    breath: float  # dB of breath under every voiced sound
+    breath: float  # dB, breath noise relative to the voice in every voiced sound
 
 
 def speaker(seed: int, index: int) -> Speaker:
-    """Speaker ``index`` of the population of this seed; pitch and vocal tract go together, loosely."""
+    """Speaker ``index`` of the population of this seed; pitch and vocal tract length are correlated."""
     rng = generator(seed, "speaker", index)
-    size = rng.uniform(-1.0, 1.0)  # large and low to small and high
+    size = rng.uniform(-1.0, 1.0)  # from large and low-pitched to small and high-pitched
     shape = np.exp(0.025 * rng.standard_normal(3))
     return Speaker(
         name=f"synth-{index:04d}",
@@ -55,7 +53,7 @@ def speaker(seed: int, index: int) -> Speaker:
 
 @dataclass(frozen=True)
 class Score:
-    """What is said and when: phones end to end, in ms."""
+    """The content of an utterance: text, and contiguous phones with durations in ms."""
 
     text: str
     phones: tuple[tuple[str, int], ...]  # (name, ms)
@@ -63,7 +61,7 @@ class Score:
 
 
 def compose(rng: np.random.Generator, who: Speaker, seconds: float) -> Score:
-    """Sentences of about ``seconds`` in all, with pauses, at the speaker's rate."""
+    """Compose sentences that last about ``seconds`` in all, with pauses, at the speaker's rate."""
     book = lexicon()
     text: list[str] = []
     phones: list[tuple[str, int]] = [(SILENCE, int(rng.integers(60, 200)))]
@@ -86,7 +84,7 @@ def compose(rng: np.random.Generator, who: Speaker, seconds: float) -> Score:
 
 @dataclass(frozen=True)
 class Tracks:
-    """Control signals, one value a millisecond. Levels are amplitudes (1 is 0 dB)."""
+    """Control signals, one value per millisecond. Levels are amplitudes (1 is 0 dB)."""
 
     f0: np.ndarray  # [ms] Hz
     formants: np.ndarray  # [ms, 3] Hz
@@ -99,7 +97,7 @@ class Tracks:
 
 
 def _smooth(track: np.ndarray, ms: int) -> np.ndarray:
-    """A Hann average over ``ms`` (odd), the ends held: ``[n] -> [n]``."""
+    """Smooth by a Hann window of ``ms`` (odd), with the edge values repeated: ``[n] -> [n]``."""
     kernel = np.hanning(ms + 2)[1:-1]
     return np.convolve(np.pad(track, ms // 2, mode="edge"), kernel / kernel.sum(), mode="valid")
 
@@ -111,7 +109,7 @@ def _segments(score: Score) -> tuple[list[Segment], np.ndarray, np.ndarray]:
     owners: list[int] = []
     for i, (name, ms) in enumerate(score.phones):
         phone: Phone = PHONES[name]
-        edges = np.rint(ms * np.cumsum([0.0, *(s.share for s in phone.segments)])).astype(int)
+        edges = np.rint(ms * np.cumsum([0.0, *(s.fraction for s in phone.segments)])).astype(int)
         segments += phone.segments
         lengths += np.diff(edges).tolist()
         owners += [i] * len(phone.segments)
@@ -119,7 +117,7 @@ def _segments(score: Score) -> tuple[list[Segment], np.ndarray, np.ndarray]:
 
 
 def _fill(values: Sequence[tuple[float, ...] | None], default: tuple[float, ...]) -> np.ndarray:
-    """Open entries take the next value that is set, else the last: ``[S]`` of tuples -> ``[S, P]``."""
+    """Replace None by the next value that is set, else by the last one: ``[S]`` of tuples -> ``[S, P]``."""
     filled = list(values)
     for i in range(len(filled) - 2, -1, -1):
         filled[i] = filled[i] if filled[i] is not None else filled[i + 1]
@@ -129,7 +127,7 @@ def _fill(values: Sequence[tuple[float, ...] | None], default: tuple[float, ...]
 
 
 def _melody(rng: np.random.Generator, who: Speaker, score: Score) -> np.ndarray:
-    """Pitch in Hz, ``[ms]``: falls over each phrase, rises at accents, and drifts."""
+    """Pitch in Hz, ``[ms]``: it falls over each phrase, rises at accents, and drifts."""
     lengths = np.array([ms for _, ms in score.phones])
     ends = np.cumsum(lengths)
     log_f0 = 0.02 * _smooth(rng.standard_normal(ends[-1]), 151) * 8.0
@@ -144,7 +142,7 @@ def _melody(rng: np.random.Generator, who: Speaker, score: Score) -> np.ndarray:
 
 
 def tracks(rng: np.random.Generator, who: Speaker, score: Score) -> Tracks:
-    """The control signals with which ``who`` says ``score``."""
+    """The control signals for ``who`` speaking ``score``."""
     segments, lengths, owners = _segments(score)
 
     def step(values: np.ndarray) -> np.ndarray:
@@ -154,7 +152,7 @@ def tracks(rng: np.random.Generator, who: Speaker, score: Score) -> Tracks:
     formants = formants * who.tract * np.array(who.formant_shape)
     hiss = [(s.hiss_centre, s.hiss_width) if s.hiss_centre and s.hiss_width else None for s in segments]
     shape = _fill(hiss, (4000.0, 2000.0))
-    emphasis = 1.5 * rng.standard_normal(len(score.phones))[owners]  # dB; no phone is twice equally loud
+    emphasis = 1.5 * rng.standard_normal(len(score.phones))[owners]  # dB; repeated phones differ in level
     voice = np.array([s.voice for s in segments]) + emphasis
     breath = np.maximum([s.breath for s in segments], np.where(voice > OFF + 50.0, voice + who.breath, OFF))
     noise = np.array([s.hiss for s in segments]) + emphasis
