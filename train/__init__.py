@@ -1,1 +1,1 @@
-"""Training: manifests to batches, batches to steps, steps to checkpoints. Only here does anything have a history."""
+"""Training: from manifests to batches, steps and checkpoints. Only objects in this package have a history."""

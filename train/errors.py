@@ -1,6 +1,6 @@
-"""Errors of a training run and the exit code that each one ends the command with.
+"""Errors of training commands, with their exit codes.
 
-A message says what was asked, what came, and what to do. Errors of the configuration are ``nest_fn.config``'s own.
+A message says what was expected, what was given, and what to do. Errors of the configuration are in ``nest_fn.config``.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ __all__ = [
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
-EXIT_PREEMPTED = 75  # saved after a request to stop: please start again
+EXIT_PREEMPTED = 75  # saved after a request to stop: start the command again to resume
 EXIT_INTERRUPTED = 130  # Ctrl-C
-EXIT_PIPE = 141  # results were not wholly printed: their reader went away; as a shell tells of SIGPIPE
+EXIT_PIPE = 141  # standard output was closed before all results were printed; the shell's code for SIGPIPE
 
 
 class UsageError(NestError):
@@ -63,7 +63,7 @@ class CollapseError(NestError):
 
 
 class MemoryExhausted(NestError):
-    """A step needs more memory than there is."""
+    """A step ran out of memory."""
 
     exit_code = EXIT_FAILURE
 
@@ -88,13 +88,13 @@ def exit_code(error: BaseException) -> int:
 
 
 def is_memory(error: BaseException) -> bool:
-    """Whether memory ran out; PyTorch has no type for it on a CPU."""
+    """Whether the error means out of memory, for which PyTorch has no type on a CPU."""
     names = {kind.__name__ for kind in type(error).__mro__}
     return bool(names & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
 
 
 def error_text(error: BaseException) -> str:
-    """What a person is told of it: a line where there is a remedy, else, for a fault of the program, the traceback."""
+    """The message for a user: one line if there is a remedy, else (a fault of the program) the traceback."""
     if isinstance(error, OSError) and error.filename is not None:
         return printable(f"error: {os.fsdecode(error.filename)}: {error.strerror}")
     if isinstance(error, NestError | ConfigError | OSError):

@@ -1,9 +1,9 @@
-"""The random words of the data side: pure functions of (seed, stream, epoch, utterance), 64 bits each.
+"""Random words for data loading: pure functions of (seed, stream, epoch, utterance), 64 bits each.
 
 ``stream_key`` hashes the first three with BLAKE2b to 64 bits. Word ``j`` of utterance ``u`` is ``mix(mix(u ^ key) +
 (j + 1) * GAMMA)``, where ``mix`` is the finaliser of SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom
-number generators", OOPSLA 2014) and GAMMA its increment. So what is drawn for an utterance depends on no worker,
-rank, order or earlier draw. The streams in use: ``shuffle``, ``batches``, ``weight``, ``noise_choice``.
+number generators", OOPSLA 2014) and GAMMA its increment. So the draws for an utterance do not depend on worker, rank,
+order or earlier draws. The streams in use are ``shuffle``, ``batches``, ``weight``, ``noise_choice``.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def uniform(word: NDArray[np.uint64]) -> NDArray[np.float64]:
 
 
 def utterance_hash(identity: str) -> int:
-    """63 bits of BLAKE2b over an utterance's id: what its draws are keyed by."""
+    """63 bits of BLAKE2b over an utterance's id, which key its draws."""
     digest = hashlib.blake2b(identity.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little") & _MASK_63
 

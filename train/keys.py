@@ -1,4 +1,4 @@
-"""The keys of a run: everything that is drawn follows from the seed through these functions.
+"""The keys of a run: all draws on the device follow from the seed through these functions.
 
     root(seed) ─ INIT ─────────── initial parameters, codebooks and projection
                ├ TRAIN ─ step n ─┬ mixing: noise, interfering speakers, reverberation, by utterance
@@ -6,7 +6,7 @@
                └ VALID ───────────┬ mixing
                                   └ model: masks
 
-The data side (order, batches, which noise clip) draws from the same seed by ``hash_rng``.
+Data loading (order, batches, choice of noise clips) draws from the same seed by ``hash_rng``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class StepKeys(NamedTuple):
 
 
 def root_key(seed: int, device: torch.device | str | None = None) -> Key:
-    """The key that all others of a run come from: int64 ``[2]``."""
+    """The key from which all other keys of a run are derived: int64 ``[2]``."""
     return random.key(seed, device=device)
 
 
@@ -39,7 +39,7 @@ def init_key(root: Key) -> Key:
 
 
 def step_key(root: Key, step: int | Tensor) -> Key:
-    """The key of the update that is made after ``step`` others: ``[2] -> [2]``."""
+    """The key of the update after ``step`` earlier updates: ``[2] -> [2]``."""
     return random.fold_in(random.fold_in(root, TRAIN), step)
 
 

@@ -1,4 +1,4 @@
-"""Who reports a run to a person: the command line has a reporter that prints, ranks other than 0 one that does not."""
+"""The interface through which a run reports to a user: the command line prints, ranks other than 0 are silent."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from typing import Any, Protocol
 
 
 class Reporter(Protocol):
-    """Where a run reports."""
+    """Receives the messages of a run."""
 
     def say(self, text: str) -> None:
-        """A line of information."""
+        """Report information, in one line."""
 
     def warn(self, text: str) -> None:
-        """A line that asks for attention."""
+        """Report a warning, in one line."""
 
     def progress(self, step: int, total: int, values: Mapping[str, Any]) -> None:
-        """A step was made and measured."""
+        """Report the metrics ``values`` after ``step`` of ``total`` steps."""
 
 
 class NullReporter:
-    """The reporter of a rank that leaves talking to rank 0."""
+    """The silent reporter of ranks other than 0."""
 
     def say(self, text: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def warn(self, text: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def progress(self, step: int, total: int, values: Mapping[str, Any]) -> None:
-        """Nothing."""
+        """Do nothing."""

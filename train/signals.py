@@ -1,12 +1,12 @@
-"""Requests to stop set a flag that the loop reads: Ctrl-C, of which a second one aborts at once, and those below.
+"""Signals that request a stop set a flag, which the training loop reads.
 
-SIGTERM (Slurm, Kubernetes, PBS, HTCondor), SIGUSR1 (Slurm's --signal, Grid Engine before a limit), SIGUSR2 (LSF at its
-run limit, Grid Engine before a kill), SIGXCPU (CPU time: ulimit -t, Grid Engine), SIGHUP (a terminal or a connection
-that was closed). A SIGHUP that is ignored at the start, as by nohup, stays ignored. SIGPIPE and SIGXFSZ do nothing in
-Python: the write fails in their place, and whoever writes deals with it.
+They are Ctrl-C (a second one aborts immediately), SIGTERM (Slurm, Kubernetes, PBS, HTCondor), SIGUSR1 (Slurm's
+--signal, Grid Engine before a limit), SIGUSR2 (LSF at its run limit, Grid Engine before a kill), SIGXCPU (CPU time:
+ulimit -t, Grid Engine), and SIGHUP (a closed terminal or connection). A SIGHUP that is ignored at the start, as under
+nohup, stays ignored. Python ignores SIGPIPE and SIGXFSZ: the write raises an error instead, which its caller handles.
 
-Python sees a signal between two of its own instructions: a batch that is awaited is given up within a fraction of a
-second, but a step that computes or compiles ends first.
+Python handles a signal between two of its own instructions: waiting for a batch ends within a fraction of a second, but
+a step that computes or compiles is finished first.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nest_fn.train.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
 
 
 class StopRequest:
-    """Which signal asked for a stop, if any."""
+    """The signal that requested a stop, if any."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -33,7 +33,7 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int:
-        """130 for Ctrl-C, 75 for all others (saved: please start again)."""
+        """130 for Ctrl-C, 75 for all others (saved: start the command again to resume)."""
         return EXIT_INTERRUPTED if self.signal == signal.SIGINT else EXIT_PREEMPTED
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
@@ -47,7 +47,7 @@ class StopRequest:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """A signal raises ``Stopped`` while the block runs: for long work of which nothing can be saved."""
+        """A signal raises ``Stopped`` while the block runs; for long work that leaves nothing to save."""
         self._raise = True
         try:
             if self.asked:
@@ -58,11 +58,11 @@ class StopRequest:
 
 
 class Stopped(BaseException):
-    """A stop was asked for inside of ``at_once``. Not an ``Exception``, so that no handler of errors takes it."""
+    """A stop was requested inside ``at_once``. Not an ``Exception``, so that no error handler catches it."""
 
 
 def stopping() -> tuple[signal.Signals, ...]:
-    """The signals that ask for a stop."""
+    """The signals that request a stop."""
     numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
@@ -71,7 +71,7 @@ def stopping() -> tuple[signal.Signals, ...]:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Handle the signals while the block runs; outside the main thread nothing is handled."""
+    """Handle the signals while the block runs; outside the main thread, do nothing."""
     request = StopRequest()
     try:
         before = {number: signal.signal(number, request) for number in stopping()}

@@ -49,7 +49,7 @@ def leave(code: int) -> NoReturn:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code. An error is printed as one message, without a traceback."""
+    """Run one command and return its exit code. Errors that a user can remedy are printed without a traceback."""
     open_standard_streams()
     try:
         code = _run(argv)
