@@ -252,7 +252,7 @@ def test_own_data_section_goes_before() -> None:
         ("quantizer.time_ahead=true", "'model.quantizer.time_ahead' is not supported"),
         ("spec_augment.freq_masks=2", "'model.spec_augment.freq_masks' must be 0"),
         ("spec_augment.freq_mask=0", "unknown key 'model.spec_augment.freq_mask'; did you mean 'freq_masks'"),
-        ("train_ds.is_tarred=true", "'model.train_ds.is_tarred' is not supported; give plain audio"),
+        ("train_ds.is_tarred=true", "is_tarred' is not read here; name the archives in data.train_shards"),
         ("train_ds.is_concat=true", "'model.train_ds.is_concat' is not supported; give several manifests"),
         ("train_ds.trim_silence=true", "trim_silence' is not supported"),
         ("train_ds.max_durations=3", "unknown key 'model.train_ds.max_durations'; did you mean 'max_duration'"),

@@ -149,5 +149,5 @@ def _number(text: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _refused(wanted: str, text: str) -> argparse.ArgumentTypeError:
-    return argparse.ArgumentTypeError(f"{wanted}, got {shown(text)}")
+def _refused(expected: str, text: str) -> argparse.ArgumentTypeError:
+    return argparse.ArgumentTypeError(f"{expected}, got {shown(text)}")

@@ -57,7 +57,7 @@ def scan(
     origin = {"command": "data scan", "folder": os.path.abspath(folder), "hashes": hashes, **versions()}
     place = claim(manifest, origin | {"files": _listing(files)}, folder=False, inputs=files, overwrite=overwrite)
 
-    def look(path: str) -> dict[str, Any] | str:
+    def examine(path: str) -> dict[str, Any] | str:
         try:
             info = audio_info(path)
             entry = {"audio_filepath": os.path.relpath(path, base).replace(os.sep, "/"), "duration": info.duration}
@@ -67,7 +67,7 @@ def scan(
         except (DataError, OSError) as error:
             return str(error)
 
-    found = list(ordered_map(look, files, workers=workers, ahead=64))
+    found = list(ordered_map(examine, files, workers=workers, ahead=64))
     entries = [entry for entry in found if isinstance(entry, dict)]
     problems = tuple(problem for problem in found if isinstance(problem, str))
     if not entries:
@@ -98,14 +98,14 @@ def validate(files: Sequence[str], config: DataConfig, *, hashes: bool = False, 
     """
     manifest = load_manifest(files, root=config.root, shards=shards, channel=config.channel, workers=config.num_workers)
 
-    def look(index: int) -> tuple[str | None, bool]:
+    def examine(index: int) -> tuple[str | None, bool]:
         try:
             _read(manifest, index, config)
             return _compare_hash(manifest, index) if hashes else (None, True)
         except DataError as error:
             return str(error), True
 
-    answers = list(ordered_map(look, range(len(manifest)), workers=config.num_workers, ahead=64))
+    answers = list(ordered_map(examine, range(len(manifest)), workers=config.num_workers, ahead=64))
     return Report(
         len(manifest), tuple(text for text, _ in answers if text), sum(not has_hash for _, has_hash in answers)
     )
@@ -125,7 +125,7 @@ def stats(
     )  # fmt: skip
     config = replace(config, channel="first" if config.channel == "error" else config.channel)
 
-    def look(index: int) -> tuple[AudioInfo, float, bool] | None:
+    def examine(index: int) -> tuple[AudioInfo, float, bool] | None:
         try:
             info = audio_info(manifest.source(index), manifest.where(index))
             clip = _read(manifest, index, config)
@@ -134,7 +134,7 @@ def stats(
         full = (clip >= _FULL_SCALE) | (clip <= -_FULL_SCALE)
         return info, float(full.mean()), not clip.any()
 
-    answers = list(ordered_map(look, range(len(manifest)), workers=config.num_workers, ahead=64))
+    answers = list(ordered_map(examine, range(len(manifest)), workers=config.num_workers, ahead=64))
     good = [answer for answer in answers if answer is not None]
     least, middle, most = np.quantile(manifest.duration, (0.0, 0.5, 1.0)).tolist()
     return {
@@ -190,12 +190,12 @@ def _read(manifest: Manifest, index: int, config: DataConfig) -> np.ndarray[Any,
 
 def _compare_hash(manifest: Manifest, index: int) -> tuple[str | None, bool]:
     """A problem if the file's SHA-256 differs from that of its line, else None; and whether the line has one."""
-    wanted = manifest.fields(index).get("sha256")
-    if wanted is None:
+    expected = manifest.fields(index).get("sha256")
+    if expected is None:
         return None, False
     got = _sha256(manifest.read_bytes(index))
-    same = isinstance(wanted, str) and wanted.lower() == got
-    text = f"{manifest.where(index)}: {manifest.source(index)}: sha256 is {got}, the manifest says {wanted}"
+    same = isinstance(expected, str) and expected.lower() == got
+    text = f"{manifest.where(index)}: {manifest.source(index)}: sha256 is {got}, the manifest says {expected}"
     return (None if same else f"{text}; the file changed"), True
 
 

@@ -60,9 +60,9 @@ def read_tokens(path: str | Path) -> list[str]:
         raise UsageError(f"tokens {path}: {error.strerror or error}; give a file with one token a line.") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"tokens {path}: is not UTF-8 text (byte {error.start}); save it so.") from error
-    twice = [token for token, count in Counter(tokens).items() if count > 1 or not token]
-    if twice or not tokens:
-        why = f"{shown(twice[0])} stands in it twice or is empty" if twice else "holds no token"
+    invalid = [token for token, count in Counter(tokens).items() if count > 1 or not token]
+    if invalid or not tokens:
+        why = f"{shown(invalid[0])} stands in it twice or is empty" if invalid else "holds no token"
         raise UsageError(f"tokens {path}: {why}; want one token a line, each once.")
     return tokens
 

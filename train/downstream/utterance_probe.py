@@ -44,11 +44,11 @@ def probe_labels(path: str | Path, label: str, train: Sequence[str], test: Seque
     """
     params, state, cfg = load_model(path)
     untrained = init(random.key(0), cfg)
-    known, asked = (open_audio(files, cfg, min_audio=cfg.data.min_audio) for files in (train, test))
-    names = sorted({_label(known, index, label) for index in range(len(known.manifest))})
-    y, test_y = (_targets(dataset, label, names) for dataset in (known, asked))
+    train_set, test_set = (open_audio(files, cfg, min_audio=cfg.data.min_audio) for files in (train, test))
+    names = sorted({_label(train_set, index, label) for index in range(len(train_set.manifest))})
+    y, test_y = (_targets(dataset, label, names) for dataset in (train_set, test_set))
     for name, model in (("learnt", (params, state)), ("untrained", untrained), ("log-mel", None)):
-        x, test_x = (_pooled(dataset, model, cfg) for dataset in (known, asked))
+        x, test_x = (_pooled(dataset, model, cfg) for dataset in (train_set, test_set))
         best = choose(x, y, len(names), torch.arange(len(y)) % 16)
         probe = fit_linear_probe(x[best.layer], y, len(names), penalty=best.penalty)
         yield Score(name, best.layer, best.accuracy, accuracy(probe, test_x[best.layer], test_y))

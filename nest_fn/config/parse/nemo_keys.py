@@ -73,8 +73,8 @@ DATA_INERT = set(
     "num_worker_per_concat_dataset prefetch_factor persistent_workers defer_setup".split()
 )
 DATA_REFUSED_UNLESS_FALSE = {
-    "is_tarred": "is not supported; give plain audio files in data.train",
-    "tarred_audio_filepaths": "is not supported; give plain audio files in data.train",
+    "is_tarred": "is not read here; name the archives in data.train_shards or data.valid_shards",
+    "tarred_audio_filepaths": "is not read here; name the archives in data.train_shards or data.valid_shards",
     "is_concat": "is not supported; give several manifests in data.train and data.weights",
     "trim_silence": "is not supported; trim before training",
     "augmentor": "is not supported; data.augment mixes noise and speakers",

@@ -113,11 +113,11 @@ def _read_frames(
             raise DataError(f"offset {offset} s is beyond its end at {file.frames / file.samplerate:.3f} s")
         if start:
             file.seek(start)
-        wanted = count if count is not None else file.frames - start
-        frames = _decode(file, wanted)
+        expected = count if count is not None else file.frames - start
+        frames = _decode(file, expected)
         if tolerance is None and file.format in ("MP3", "MPEG"):
             tolerance = _MP3_TOLERANCE
-        _check_length(len(frames), start, wanted, file.samplerate, tolerance)
+        _check_length(len(frames), start, expected, file.samplerate, tolerance)
         return frames, file.samplerate
 
 
@@ -127,29 +127,29 @@ def _range(offset: float, duration: float | None, rate: int) -> tuple[int, int |
     return start, None if duration is None else round((offset + duration) * rate) - start
 
 
-def _decode(file: Any, wanted: int) -> NDArray[Any]:
+def _decode(file: Any, remaining: int) -> NDArray[Any]:
     """The next frames of an open file, ``[n, channels]``: integers as int16, lossy and float formats as float32.
 
-    They are read in blocks, since ``wanted`` may come from a wrong header.
+    They are read in blocks, since the number ``remaining`` may come from a wrong header.
     """
     kind = "int16" if file.subtype.startswith("PCM") else "float32"
     blocks: list[NDArray[Any]] = []
-    while wanted > 0 and (not blocks or len(blocks[-1]) == _BLOCK):
-        blocks.append(file.read(min(wanted, _BLOCK), dtype=kind, always_2d=True))
-        wanted -= len(blocks[-1])
+    while remaining > 0 and (not blocks or len(blocks[-1]) == _BLOCK):
+        blocks.append(file.read(min(remaining, _BLOCK), dtype=kind, always_2d=True))
+        remaining -= len(blocks[-1])
     if len(blocks) == 1:
         return blocks[0]
     return np.concatenate(blocks) if blocks else np.empty((0, file.channels), kind)
 
 
-def _check_length(got: int, start: int, wanted: int | None, rate: int, tolerance: float | None) -> None:
+def _check_length(got: int, start: int, expected: int | None, rate: int, tolerance: float | None) -> None:
     """Raise ``DataError`` for a file that ends too early."""
     if got == 0:
         raise DataError(f"no samples at {start / rate:.3f} s; the file is empty or ends before that")
-    missing = (wanted or 0) - got
+    missing = (expected or 0) - got
     if missing > (_TOLERANCE if tolerance is None else tolerance * rate):
         raise DataError(
-            f"{wanted} frames wanted from {start / rate:.3f} s on, {got} are there ({missing / rate:.3f} s missing); "
+            f"{expected} frames wanted from {start / rate:.3f} s on, {got} are there ({missing / rate:.3f} s missing); "
             "the file is cut or the manifest's duration is wrong; repair it or set data.duration_tolerance"
         )
 
@@ -270,26 +270,26 @@ def _scaled(samples: NDArray[Any]) -> NDArray[np.float32]:
     return clipped
 
 
-def _resample(samples: NDArray[Any], rate: int, wanted: int) -> NDArray[np.int16]:
+def _resample(samples: NDArray[Any], rate: int, target: int) -> NDArray[np.int16]:
     """Windowed-sinc resampling with torchaudio's fixed default kernel, in float32."""
     if rate < _MIN_RATE:  # resampling from such a rate would make a small file very large
         raise DataError(f"the header says {rate} Hz, no less than {_MIN_RATE} Hz is resampled")
-    divisor = math.gcd(rate, wanted)
-    if (rate // divisor) * (wanted // divisor) > _MAX_KERNEL:
+    divisor = math.gcd(rate, target)
+    if (rate // divisor) * (target // divisor) > _MAX_KERNEL:
         raise DataError(
-            f"{rate} Hz to {wanted} Hz is {rate // divisor}:{wanted // divisor}, too fine a ratio; convert it"
+            f"{rate} Hz to {target} Hz is {rate // divisor}:{target // divisor}, too fine a ratio; convert it"
         )
     with torch.no_grad():
-        out: Tensor = _resampler(rate, wanted)(torch.from_numpy(_scaled(samples))[None])[0]
+        out: Tensor = _resampler(rate, target)(torch.from_numpy(_scaled(samples))[None])[0]
     return np.asarray(out.round_().clamp_(-32768, 32767).to(torch.int16).numpy())
 
 
 @lru_cache(maxsize=16)
-def _resampler(rate: int, wanted: int) -> Any:
+def _resampler(rate: int, target: int) -> Any:
     """torchaudio's resampler with its kernel, cached for each pair of rates.
 
     The kernel is computed in float64 and then cast: a kernel computed in float32 is off by up to 2e-5 of full scale.
     """
     from torchaudio.transforms import Resample
 
-    return Resample(rate, wanted, dtype=torch.float64).float()
+    return Resample(rate, target, dtype=torch.float64).float()

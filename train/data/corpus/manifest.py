@@ -235,7 +235,7 @@ def _read_headers(manifest: Manifest, channel: Channel, workers: int, title: str
     missing = np.flatnonzero(np.isnan(manifest.duration))
     problems, duration = LineProblems(), manifest.duration.copy()
 
-    def look(index: int) -> float | DataError:
+    def measure(index: int) -> float | DataError:
         try:
             info = audio_info(manifest.source(index), manifest.where(index))
             if channel == "error" and info.channels != 1:
@@ -245,7 +245,7 @@ def _read_headers(manifest: Manifest, channel: Channel, workers: int, title: str
         except DataError as error:
             return error
 
-    found: Iterator[float | DataError] = ordered_map(look, missing.tolist(), workers=workers if len(missing) else 0)
+    found: Iterator[float | DataError] = ordered_map(measure, missing.tolist(), workers=workers if len(missing) else 0)
     for index, answer in zip(missing, found, strict=True):
         if isinstance(answer, DataError):
             problems.add("", answer)

@@ -76,8 +76,8 @@ class ShardIndex:
         """The number of the member ``name``, in any shard or in the given one. Raises ``DataError``."""
         if shard >= len(self.paths):
             raise DataError(f"shard_id {shard} asked, there are {len(self.paths)} shards")
-        wanted = name.removeprefix("./")
-        for candidate in (wanted, _SUBSEGMENT.sub("", wanted)):
+        member = name.removeprefix("./")
+        for candidate in (member, _SUBSEGMENT.sub("", member)):
             number = self.by_name.get(candidate)
             if number is None or (number >= 0 and shard >= 0 and self.shard[number] != shard):
                 continue
@@ -159,9 +159,9 @@ def even_cuts(sizes: Sequence[int], parts: int) -> list[int]:
     If no size exceeds the average of a part's sum, each sum differs from that average by at most the largest size.
     """
     sums = np.cumsum([0, *sizes], dtype=np.int64)
-    wanted = sums[-1] * (np.arange(1, parts) / parts)
-    above = np.searchsorted(sums, wanted)
-    nearest = np.where(wanted - sums[above - 1] < sums[above] - wanted, above - 1, above)
+    target = sums[-1] * (np.arange(1, parts) / parts)
+    above = np.searchsorted(sums, target)
+    nearest = np.where(target - sums[above - 1] < sums[above] - target, above - 1, above)
     cuts = [0]
     for part, cut in enumerate(nearest.tolist(), 1):
         cuts.append(min(max(cut, cuts[-1] + 1), len(sizes) - parts + part))

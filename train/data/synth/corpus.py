@@ -157,9 +157,9 @@ def write_corpus(out_dir: str | Path, spec: CorpusSpec | None = None, *, overwri
     ``corpus.json``, written last, holds the specification. Raises ``OutputError`` if the folder holds anything else.
     """
     spec = spec or CorpusSpec()
-    out, wanted = Path(out_dir), {"format": _FORMAT, **dataclasses.asdict(spec)}
+    out, settings = Path(out_dir), {"format": _FORMAT, **dataclasses.asdict(spec)}
     splits = ["train", "valid", "noise", "probe_train", "probe_train_noisy", "probe_test", "probe_test_noisy"]
-    place = claim(out, {"command": "data synth", **wanted}, folder=True, overwrite=overwrite)
+    place = claim(out, {"command": "data synth", **settings}, folder=True, overwrite=overwrite)
     if place.done:
         return {split: out / f"{split}.jsonl" for split in splits}
     begin(place)
@@ -172,6 +172,6 @@ def write_corpus(out_dir: str | Path, spec: CorpusSpec | None = None, *, overwri
     test_speakers = range(test_from, test_from + spec.probe_test_speakers)
     _write_speech(spec, out, "probe_test", spec.probe_test_minutes, test_speakers, noisy=True)
     _write_noise(spec, out)
-    _write_text(out / "corpus.json", json.dumps(wanted, indent=2) + "\n")
+    _write_text(out / "corpus.json", json.dumps(settings, indent=2) + "\n")
     finish(place, [f"{split}.jsonl" for split in splits] + _clips(out, splits) + ["corpus.json"])
     return {split: out / f"{split}.jsonl" for split in splits}
