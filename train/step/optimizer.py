@@ -68,6 +68,7 @@ def adamw(
         params: Leaves, grads: Leaves, state: AdamState, lr: float, *, donate: bool = False
     ) -> tuple[dict[str, Tensor], AdamState]:
         params, mean, square = (_own(tree, donate) for tree in (params, state.mean, state.square))
+        grads = _dense(grads)
         # The kernel counts up for each tensor; ours is one count for all.
         counts = [state.updates.clone() for _ in params]
         rule(
@@ -90,6 +91,7 @@ def sgd(momentum: float = 0.9, weight_decay: float = 0.0) -> Optimizer:
         params: Leaves, grads: Leaves, state: MomentumState, lr: float, *, donate: bool = False
     ) -> tuple[dict[str, Tensor], MomentumState]:
         params, velocity = _own(params, donate), _own(state.velocity, donate)
+        grads = _dense(grads)
         torch_sgd(
             list(params.values()), [grads[path] for path in params], [velocity[path] for path in params],
             foreach=True, fused=False, weight_decay=weight_decay, momentum=momentum, lr=lr, dampening=0.0,
@@ -113,7 +115,17 @@ def scale(leaves: Leaves, factor: Tensor) -> dict[str, Tensor]:
 
 
 def _own(leaves: Leaves, donate: bool) -> dict[str, Tensor]:
-    return dict(leaves) if donate else {path: leaf.clone() for path, leaf in leaves.items()}
+    dense = _dense(leaves)
+    return dense if donate else {path: leaf.clone() for path, leaf in dense.items()}
+
+
+def _dense(leaves: Leaves) -> dict[str, Tensor]:
+    """Leaves in the order of memory that their shape says.
+
+    PyTorch's fused kernels walk through memory, whatever the strides: with a transposed gradient, as a convolution may
+    give it, they would update the wrong elements without a word (torch.optim never sees such gradients).
+    """
+    return {path: leaf.contiguous() for path, leaf in leaves.items()}
 
 
 def _zeros_like(leaves: Leaves) -> dict[str, Tensor]:

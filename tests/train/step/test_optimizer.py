@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from nest_fn.config import OptimConfig
+from nest_fn.config import Config, OptimConfig
 from nest_fn.layers import random
-from nest_fn.layers.tree import global_norm
+from nest_fn.layers.tree import flatten, global_norm
 from nest_fn.layers.types import Tensor
 from nest_fn.train.step.optimizer import Optimizer, adamw, make_optimizer, scale, sgd
+from nest_fn.train.step.step import init_train_state, make_step, training_loss, value_and_grad
 
 SHAPES = {"a.weight": (7, 5), "a.bias": (5,), "b.0.weight": (3, 4, 2), "b.1.scale": ()}
 
@@ -99,3 +100,48 @@ def test_norm_and_scale() -> None:
     torch.testing.assert_close(global_norm(leaves), whole.norm())
     halved = scale(leaves, torch.tensor(0.5))
     assert all(torch.equal(halved[path], leaf / 2) for path, leaf in leaves.items())
+
+
+@pytest.mark.parametrize("donate", [False, True])
+@pytest.mark.parametrize("optimizer", [adamw(), adamw(decoupled=False), sgd()], ids=["adamw", "adam", "sgd"])
+def test_the_order_of_memory_changes_nothing(optimizer: Optimizer, donate: bool) -> None:
+    """Gradients and parameters as a convolution in channels-last format, or a transposed product, leave them."""
+
+    def strided(x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x.T.contiguous().T
+
+    shapes = {"conv": (6, 5, 3, 3), "matrix": (7, 4)}
+    draws = {name: random.normal(random.key(n), (3, *shape)) for n, (name, shape) in enumerate(shapes.items())}
+
+    def two_updates(order: Any) -> tuple[dict[str, Tensor], Any]:
+        params = {name: order(draw[0].clone()) for name, draw in draws.items()}
+        state = optimizer.init(params)
+        for step in (1, 2):
+            grads = {name: order(draw[step]) for name, draw in draws.items()}
+            params, state = optimizer.update(params, grads, state, 0.1, donate=donate)
+        return params, state
+
+    wanted, wanted_state = two_updates(torch.Tensor.contiguous)
+    found, found_state = two_updates(strided)
+    assert all(torch.equal(found[name], wanted[name]) for name in shapes)
+    for got, want in zip(found_state, wanted_state, strict=True):
+        leaves = got if isinstance(got, dict) else {"": got}
+        assert all(torch.equal(leaf, want[name] if name else want) for name, leaf in leaves.items())
+
+
+def test_gradients_of_a_strided_subsampling_are_applied_where_they_belong() -> None:
+    """Its convolutions leave gradients in channels-last format: an update is that of dense gradients."""
+    cfg = Config.preset("tiny", ["encoder.subsampling=striding", "optim.weight_decay=0"])
+    ts = init_train_state(random.key(0), cfg)
+    length = torch.tensor([16000, 12000])
+    audio = (random.normal(random.key(1), (2, 16000)) * 2000).to(torch.int16)
+    raw = {"audio": audio, "audio_len": length, "noise": audio, "noise_len": length, "row": torch.arange(2),
+           "utterance": torch.arange(2), "weight": torch.ones(2)}  # fmt: skip
+    paths = list(flatten(ts.params))
+    _, grads = value_and_grad(training_loss(cfg))(ts.params, paths, ts.state, raw, random.key(2))
+    moved, _ = make_step(cfg)(ts, [raw], random.key(2))
+    name = "encoder.subsampling.stages.1.conv.weight"
+    change = flatten(moved.params)[name] - flatten(ts.params)[name]
+    # The first update of Adam is the sign of the gradient times the rate, where the gradient is not tiny.
+    large = grads[name].abs() > 1e-3 * grads[name].abs().max()
+    assert torch.equal(change.sign()[large], -grads[name].sign()[large])
