@@ -103,12 +103,12 @@ def attention(
         query = query + params["content_bias"][:, None]
         by_position = shift(position_query @ relative.transpose(-1, -2))
     allowed = valid[:, None, None, :] if context is None else valid[:, None, None, :] & _broadcast_heads(context)
+    # Added, not put in their place: weights are 0 all the same, and so is the gradient, without a pass of its own.
+    bias = by_position + torch.where(allowed, 0.0, MASKED).to(query.dtype)
     if fused and not (train and rate > 0.0):
-        bias = torch.where(allowed, by_position, MASKED).to(query.dtype)
         mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=bias.expand(-1, heads, x.shape[1], -1))
     else:
-        scores = (query * scale) @ keys.transpose(-1, -2) + by_position
-        weights = torch.softmax(torch.where(allowed, scores, MASKED), dim=-1)
+        weights = torch.softmax((query * scale) @ keys.transpose(-1, -2) + bias, dim=-1)
         mixed = dropout(weights, rate, key=key, train=train) @ values
     return linear(params["output"], zero_padding(merge_heads(mixed), valid))
 

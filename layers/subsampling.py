@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, cast
 
+import torch
 import torch.nn.functional as F
 
 from . import random
@@ -134,7 +135,7 @@ def _mask(x: Tensor, lengths: Tensor, spec: SubsamplingSpec) -> Tensor:
     """
     if not spec.masked:
         return x
-    return x * valid_mask(lengths, x.shape[2])[:, None, :, None]
+    return x * valid_mask(lengths, x.shape[2])[:, None, :, None].to(x.dtype)
 
 
 def _stage(stage: Params, x: Tensor, lengths: Tensor, spec: SubsamplingSpec) -> tuple[Tensor, Tensor]:
@@ -145,12 +146,27 @@ def _stage(stage: Params, x: Tensor, lengths: Tensor, spec: SubsamplingSpec) -> 
         # Pooling rounds the width of the tensor up but the lengths down, as in the reference.
         x = F.max_pool2d(x, 2, ceil_mode=True)
     elif "conv" in stage:
-        x = F.relu(_strided_conv(stage["conv"], x, spec, groups=1))
+        first = x.shape[1] == 1
+        x = F.relu(_conv_of_one_channel(stage["conv"], x, spec) if first else _strided_conv(stage["conv"], x, spec, 1))
     else:
         x = _strided_conv(stage["depthwise"], x, spec, groups=spec.channels)
         # A 1x1 convolution is a linear layer over channels, which are the last axis in memory here.
         x = F.relu(linear(stage["pointwise"], x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
     return x, cast(Tensor, strided(lengths, *_geometry(spec)))
+
+
+def _conv_of_one_channel(params: Any, x: Tensor, spec: SubsamplingSpec) -> Tensor:
+    """The same for one input channel, as a matrix product of 3x3 patches: ``[B, 1, F, M] -> [B, C, T, M']``.
+
+    The result is the largest tensor of the encoder. It comes in channels-last memory format, which PyTorch's
+    convolution does not give for a single channel, and the gradient of the weight is one product over all frames.
+    """
+    before, after = spec.padding
+    patches = F.pad(x[:, 0], (before, after, before, after)).unfold(1, 3, 2).unfold(2, 3, 2)  # [B, T, M', 3, 3]
+    # The bias is the weight of a tenth number that is 1: no pass of its own over the result and its gradient.
+    patches = F.pad(patches.flatten(3), (0, 1), value=1.0)
+    weight = torch.cat((params["weight"].flatten(1).T, params["bias"][None]))  # [10, C], by rows: so is its gradient
+    return (patches @ weight).permute(0, 3, 1, 2)
 
 
 def _strided_conv(params: Any, x: Tensor, spec: SubsamplingSpec, groups: int) -> Tensor:
