@@ -133,7 +133,10 @@ LAYERS: dict[str, tuple[Call, str]] = {
         lambda: xavier_normal(K, (3,)),
         r"fans: a weight has at least 2 axes, got \[3\]; biases take",
     ),
-    "keep, rate": (lambda: random.dropout_mask(K, 1.5, (3,)), r"keep: rate must lie in \[0, 1\], got 1.5"),
+    "dropout_mask, rate": (
+        lambda: random.dropout_mask(K, 1.5, (3,)),
+        r"dropout_mask: rate must lie in \[0, 1\], got 1.5",
+    ),
     "split, number": (lambda: split(K, -1), "split: n must be 0 or more, got -1"),
     "split, shape": (lambda: split(K[:1], 2), r"key: want int64 \[..., 2\] made by key\(seed\), got torch.int64 \[1\]"),
     "fold_in, key": (
