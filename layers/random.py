@@ -32,7 +32,10 @@ _CHUNK = 1 << 16  # counters at a time in eager mode: all of a round's words sta
 
 
 def key(seed: int, device: torch.device | str | None = None) -> Key:
-    """The root key of a run: int64 ``[2]`` for any Python int ``seed`` of at most 64 bits."""
+    """The root key of a run: int64 ``[2]`` for any Python int ``seed`` of at most 64 bits.
+
+    Raises ``TypeError`` for another type, ``ValueError`` for more bits.
+    """
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise TypeError(f"key: seed must be an int, got {type(seed).__name__}; pass e.g. key(0)")
     if not -(2**63) <= seed < 2**64:
@@ -41,7 +44,7 @@ def key(seed: int, device: torch.device | str | None = None) -> Key:
 
 
 def check_key(key: object, name: str = "key") -> None:
-    """Raise unless ``key`` is int64 ``[..., 2]``."""
+    """Raise ``TypeError`` unless ``key`` is a tensor, ``ValueError`` unless it is int64 ``[..., 2]``."""
     if not isinstance(key, Tensor):
         raise TypeError(f"{name}: want int64 [..., 2] made by key(seed), got {type(key).__name__}")
     if key.dtype != torch.int64 or key.ndim < 1 or key.shape[-1] != 2:
@@ -49,14 +52,14 @@ def check_key(key: object, name: str = "key") -> None:
 
 
 def check_one_key(key: object, name: str = "key") -> None:
-    """Raise unless ``key`` is a single key, int64 ``[2]``."""
+    """Raise ``TypeError`` or ``ValueError`` unless ``key`` is a single key, int64 ``[2]``."""
     check_key(key, name)
     if isinstance(key, Tensor) and key.ndim != 1:
         raise ValueError(f"{name}: want one key [2], got {list(key.shape)}; pass one of them.")
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: Tensor) -> tuple[Tensor, ...]:
-    """Ten rounds of Philox4x32 on four words below 2^32 (int64); ``seed`` int64 is the 64-bit key. Four such words."""
+    """Ten rounds of Philox4x32: four words below 2^32 (int64 ``[...]``) and the 64-bit ``seed`` -> four such words."""
     c0, c1, c2, c3, _ = torch.broadcast_tensors(*counter, seed)
     return _rounds((c0, c1, c2, c3), _round_keys(seed))
 
@@ -89,7 +92,10 @@ def _words(key: Key, blocks: Tensor, round_keys: list[tuple[Tensor, Tensor]] | N
 
 
 def fold_in(key: Key, data: int | Tensor) -> Key:
-    """A new key for the number ``data`` (a name, a step, a row): ``[..., 2]``, broadcast with an int64 tensor."""
+    """A new key for the number ``data`` (a name, a step, a row): ``[..., 2]``, broadcast with an int64 tensor.
+
+    Raises ``TypeError`` if ``data`` is no whole number, and the errors of ``check_key``.
+    """
     check_key(key)
     if isinstance(data, float) or (isinstance(data, Tensor) and data.dtype.is_floating_point):
         raise TypeError("fold_in: want an integer or an int64 tensor, got floats; keys are named by whole numbers.")
@@ -102,7 +108,10 @@ def fold_in(key: Key, data: int | Tensor) -> Key:
 
 
 def split(key: Key, n: int) -> Key:
-    """``n`` new keys: ``[..., 2] -> [n, ..., 2]``; the old one must not be used again."""
+    """``n`` new keys: ``[..., 2] -> [n, ..., 2]``; the old one must not be used again.
+
+    Raises ``TypeError`` if ``n`` is no whole number, ``ValueError`` if it is negative, and the errors of ``check_key``.
+    """
     check_key(key)
     if isinstance(n, bool) or not isinstance(n, int):
         raise TypeError(f"split: n must be a whole number, got {type(n).__name__}.")
@@ -142,12 +151,15 @@ def bits(key: Key, shape: Sequence[int]) -> Tensor:
 
 
 def uniform(key: Key, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Uniform in [0, 1), multiples of 2^-24."""
+    """Uniform in [0, 1), multiples of 2^-24: keys ``[..., 2]`` draw ``shape``, which begins with their axes."""
     return (bits(key, shape) & 0xFFFFFF).to(dtype) * 2.0**-24
 
 
 def normal(key: Key, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Standard normal by Box-Muller; exact to the last bits of the device's log, sin and cos."""
+    """Standard normal by Box-Muller, equal on two devices but for the last bits of their log, sin and cos.
+
+    Keys ``[..., 2]`` draw ``shape``, which begins with their axes.
+    """
     check_key(key)
     wanted = _per_key(key, shape)
     n = math.prod(wanted)
@@ -160,9 +172,9 @@ def normal(key: Key, shape: Sequence[int], dtype: torch.dtype = torch.float32) -
 
 
 def dropout_mask(key: Key, rate: float, shape: Sequence[int]) -> Tensor:
-    """Bernoulli decisions for dropout: bool ``shape``, True with probability ``1 - rate`` to 16 bits.
+    """Bernoulli decisions for dropout: bool ``shape``, True (kept) with probability ``1 - rate``, to 16 bits.
 
-    Keys ``[..., 2]`` decide for ``shape``, which begins with their axes. Raises ``ValueError`` for rates beyond [0, 1].
+    Keys ``[..., 2]`` decide for ``shape``, which begins with their axes. Raises ``ValueError`` unless 0 <= rate <= 1.
     """
     check_key(key)
     if not 0.0 <= rate <= 1.0:
@@ -175,12 +187,18 @@ def dropout_mask(key: Key, rate: float, shape: Sequence[int]) -> Tensor:
 
 
 def bernoulli(key: Key, probability: float | Tensor, shape: Sequence[int]) -> Tensor:
-    """True with the given probability (a number or a tensor that broadcasts to ``shape``), to 24 bits."""
+    """True with the given probability, to 24 bits: keys ``[..., 2]`` draw ``shape``, which begins with their axes.
+
+    ``probability`` is a number, or a tensor that broadcasts to ``shape``.
+    """
     return uniform(key, shape) < probability
 
 
 def randint(key: Key, low: int | Tensor, high: int | Tensor, shape: Sequence[int]) -> Tensor:
-    """Integers in ``[low, high)``, int64; the bias is below (high - low) / 2^32. Bounds may be tensors."""
+    """Integers from ``low`` to ``high - 1``, int64: keys ``[..., 2]`` draw ``shape``, which begins with their axes.
+
+    The bias is below (high - low) / 2^32. Bounds may be tensors that broadcast to ``shape``.
+    """
     return low + ((bits(key, shape) * (high - low)) >> 32)
 
 

@@ -16,7 +16,6 @@ FILES = [
     for path in sorted((ROOT / folder).rglob("*.py"))
     if not any(parent.is_symlink() for parent in path.parents)
 ]
-EXEMPT = {"layers/random.py": "every draw has the shape and the errors that its module's docstring describes"}
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 _SHAPE = re.compile(r"``[^`]*\[[^\[\]()`]*\][^`]*``")
 _MAPPINGS = ("dict", "Mapping", "Callable", "Iterable")  # of tensors of any shape
@@ -80,8 +79,6 @@ def faults(tree: ast.Module) -> list[str]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_docstrings_name_errors_and_shapes(path: Path) -> None:
-    if str(path.relative_to(ROOT)) in EXEMPT:
-        pytest.skip(EXEMPT[str(path.relative_to(ROOT))])
     assert not faults(ast.parse(path.read_text(encoding="utf-8")))
 
 
