@@ -23,7 +23,7 @@ def make_evaluate(cfg: Config, rirs: Tensor | None = None) -> Evaluate:
     """``evaluate(params, state, raw, key) -> sums`` over one batch, without dropout and with running statistics.
 
     Beside the training metrics it counts the unmasked tokens and how many of these are right. ``rirs`` float ``[R, L]``
-    are room responses for ``data.augment.rir_prob``.
+    are room impulse responses for ``data.augment.rir_prob``.
     """
 
     @torch.no_grad()

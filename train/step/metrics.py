@@ -1,4 +1,4 @@
-"""What a run reports: sums of steps to rates and shares, and warnings in words when these look sick."""
+"""What a run reports: sums over steps as means and fractions, and warnings where these look wrong."""
 
 from __future__ import annotations
 
@@ -37,15 +37,16 @@ def summarise(window: Mapping[str, Tensor]) -> dict[str, float]:
     """Means over a window's tokens.
 
     ``loss`` in nats; ``accuracy`` over masked tokens and ``unigram_accuracy``, that of always guessing the commonest
-    masked token of the window; ``masked_share`` of the valid tokens; ``coverage``, the share of codes that occur, and
-    ``perplexity``, the exponential of the entropy of their counts, each a mean over the books.
+    masked token of the window; ``masked_share``, the fraction of valid tokens that are masked; ``coverage``, the
+    fraction of codes that occur, and ``perplexity``, the exponential of the entropy of their counts, each a mean over
+    the books.
     """
     window = {name: value.to("cpu") for name, value in window.items()}
     masked = float(window["masked_tokens"])
     books = window["token_counts"].shape[0]
     counts = window["token_counts"]
-    share = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
-    entropy = -torch.special.xlogy(share, share).sum(dim=1)
+    fraction = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    entropy = -torch.special.xlogy(fraction, fraction).sum(dim=1)
     guess = window["masked_token_counts"].max(dim=1).values.sum()
     return {
         "loss": float(window["loss_sum"]) / max(masked, 1.0),
