@@ -117,6 +117,7 @@ class TrainerConfig(ShortRepr):
     skip_nonfinite: int = 0  # consecutive updates to skip because of NaN or infinity; 0: the first ends the run
     skip_norm: float = 0.0  # updates with a larger gradient norm are skipped; 0: off
     stop_on_collapse: bool = False  # True: codebook collapse ends the run; False: it is a warning
+    recompute: bool = False  # True: activations of the blocks are recomputed in the backward pass, to save memory
     shard: bool = False  # True: parameters and optimizer state are sharded over ranks; False: replicated
     rank_timeout_s: float = 60.0  # seconds without a heartbeat after which a rank counts as lost
     collective_timeout_s: float = 900.0  # maximum seconds that a rank may keep the others waiting, e.g. in a save

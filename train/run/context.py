@@ -24,6 +24,7 @@ from nest_fn.train.distributed.sharding import REPLICATED, Sharding, make_shardi
 from nest_fn.train.keys import root_key
 from nest_fn.train.reporter import NullReporter, Reporter
 from nest_fn.train.step.compiled import EAGER, StepParts, compile_parts
+from nest_fn.train.step.recompute import recompute_blocks
 
 from .device import choose_device, is_compiled, keep_freed_memory
 from .inductor import inductor
@@ -80,7 +81,8 @@ class Run:
 
 def step_parts(run: Run) -> StepParts:
     """The parts of the run's step; where they are compiled, its reporter says so."""
-    return compile_parts(inductor(run.reporter.say)) if is_compiled(run.cfg, run.device) else EAGER
+    parts = compile_parts(inductor(run.reporter.say)) if is_compiled(run.cfg, run.device) else EAGER
+    return recompute_blocks(parts) if run.cfg.trainer.recompute else parts
 
 
 def open_run(cfg: Config, folder: RunFolder, reporter: Reporter, job: Job = SINGLE) -> Run:

@@ -82,7 +82,7 @@ def explain_oom(raw: RawBatch, cfg: Config, device: torch.device) -> Iterator[No
         peak = f", peak {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB" if device.type == "cuda" else ""
         raise MemoryExhausted(
             f"out of memory on {device} in a batch of {rows} x {samples / cfg.sample_rate:.2f} s{peak}: lower "
-            f"data.batch_seconds ({cfg.data.batch_seconds:g}) or data.max_duration, or raise trainer.accumulate "
-            f"({cfg.trainer.accumulate}), and resume with --allow-changes. nest-fn pretrain --dry-run tries the "
-            f"largest batch.\n  utterances: {shorten(raw['ids'])}"
+            f"data.batch_seconds ({cfg.data.batch_seconds:g}) or data.max_duration, raise trainer.accumulate "
+            f"({cfg.trainer.accumulate}), or set trainer.recompute=true, and resume with --allow-changes. nest-fn "
+            f"pretrain --dry-run tries the largest batch.\n  utterances: {shorten(raw['ids'])}"
         ) from None

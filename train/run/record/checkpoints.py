@@ -27,7 +27,7 @@ from .run_folder import RunFolder
 _FREE = (
     "trainer.max_steps", "trainer.log_every", "trainer.valid_every", "trainer.save_every", "trainer.keep_last",
     "trainer.keep_best", "trainer.keep_every", "trainer.skip_nonfinite", "trainer.skip_norm",
-    "trainer.stop_on_collapse", "trainer.shard",
+    "trainer.stop_on_collapse", "trainer.shard", "trainer.recompute",
     "trainer.device", "trainer.compile", "optim.lr", "optim.sched.max_steps",
     "data.noise_budget_mb", "data.valid", "data.valid_shards", "data.root",
     "data.train", "data.train_shards", "data.noise", "data.rir",  # where the data lies; what it is, the digest says
