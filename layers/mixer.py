@@ -16,7 +16,6 @@ generators", OOPSLA 2014; its constants are D. Stafford's variant 13.
 from __future__ import annotations
 
 import math
-import sys
 
 import torch
 
@@ -27,13 +26,14 @@ _C = 0x6A09E667F3BCC909  # so that the word of key (0, 0) and counter 0 is not 0
 _LOW = 0xFFFFFFFF
 _CHUNK = 1 << 15  # words at a time in eager mode: they stay in the cache
 _LANE, _LANES = 16, 4
+_LITTLE_ENDIAN = bool(torch.ones(1, dtype=torch.int64).view(torch.int16)[0])  # the lowest lane of a word comes first
 
 
 def lanes_above(key: Key, bound: int, count: int) -> Tensor:
     """Which of ``count`` uniform int16 lanes are above ``bound``: keys int64 ``[..., 2]`` -> bool ``[..., count]``."""
     seed, offset = key[..., :1], key[..., 1:] + _C
     eager = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
-    if eager and not key.is_meta and sys.byteorder == "little":
+    if eager and not key.is_meta and _LITTLE_ENDIAN:
         return _by_chunks(seed, offset, bound, count)
     # A lane for each element, by itself: one graph without a tensor of words, at four times the arithmetic.
     element = torch.arange(count, device=key.device)

@@ -137,7 +137,7 @@ def run(case: Case) -> Ended:
                 cli._read(case.argv)
                 code = 0
             except Exception as error:  # as main tells it
-                code, _ = cli.exit_code(error), err.write(cli.words(error) + "\n")
+                code, _ = cli.exit_code(error), err.write(cli.error_text(error) + "\n")
     return Ended(code, out.getvalue(), err.getvalue(), time.monotonic() - start)
 
 
