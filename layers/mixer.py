@@ -23,7 +23,7 @@ from .types import Key, Tensor
 
 _GAMMA, _M1, _M2 = 0x9E3779B97F4A7C15 - 2**64, 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
 _C = 0x6A09E667F3BCC909  # so that the word of key (0, 0) and counter 0 is not 0
-_LOW = 0xFFFFFFFF
+_LOW, _ALL = 0xFFFFFFFF, 2**63 - 1
 _CHUNK = 1 << 15  # words at a time in eager mode: they stay in the cache
 _LANE, _LANES = 16, 4
 _LITTLE_ENDIAN = bool(torch.ones(1, dtype=torch.int64).view(torch.int16)[0])  # the lowest lane of a word comes first
@@ -35,10 +35,20 @@ def lanes_above(key: Key, bound: int, count: int) -> Tensor:
     eager = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
     if eager and not key.is_meta and _LITTLE_ENDIAN:
         return _by_chunks(seed, offset, bound, count)
-    # A lane for each element, by itself: one graph without a tensor of words, at four times the arithmetic.
-    element = torch.arange(count, device=key.device)
-    word = mix(seed + (element >> 2) * _GAMMA, offset)
-    return ((word << (_LANE * (_LANES - 1 - (element & 3)))) >> (64 - _LANE)) > bound
+    return _by_shifts(seed, offset, bound, count)
+
+
+def _by_shifts(seed: Tensor, offset: Tensor, bound: int, count: int) -> Tensor:
+    """Arithmetic alone, for ``vmap`` and compilers: each lane is shifted to the top of its word, where it decides.
+
+    Three other ways fail in PyTorch 2.11. Without the mask, which changes nothing, Inductor multiplies in arithmetic
+    of indices and overflows. If each element makes its own word, Triton refuses the kernel that fuses it into a layer
+    norm ("operand does not dominate this use"; ``make gpu-check``). Shifts in a tensor come out wrong at free sizes.
+    """
+    counter = torch.arange(-(-count // _LANES), device=seed.device) & _ALL
+    word = mix(seed + counter * _GAMMA, offset)
+    lanes = torch.stack([word << (64 - _LANE * (lane + 1)) for lane in range(_LANES)], dim=-1)
+    return (lanes >= (bound + 1) << (64 - _LANE)).flatten(-2)[..., :count]  # the lanes below it do not matter
 
 
 def mix(z: Tensor, offset: Tensor) -> Tensor:

@@ -194,6 +194,17 @@ def test_chunks_lanes_and_keys_are_one_stream() -> None:
     assert torch.equal(by_rows, wanted[:, :1001]) and torch.equal(compiled(keys, -20000, 1001), wanted[:, :1001])
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's own making
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_inductor_decides_alike(dynamic: bool) -> None:
+    """The real compiler, which has an arithmetic of its own for indices, with sizes fixed and free."""
+    torch._dynamo.reset()
+    compiled = torch.compile(lanes_above, fullgraph=True, dynamic=dynamic)
+    for count in (5, 1000, 33333) if dynamic else (1001,):
+        keys = random.split(random.key(count), 3)
+        assert torch.equal(compiled(keys, -20000, count), lanes_above(keys, -20000, count))
+
+
 def test_golden_words() -> None:
     """Frozen: a run of another year draws the same."""
     frozen = json.loads(GOLDEN.read_text())["mixer"]
