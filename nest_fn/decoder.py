@@ -57,5 +57,7 @@ def log_probs(params: LinearParams, encoded: Tensor, cfg: DecoderConfig) -> Tens
     ``[B, T, C]`` for a single codebook under ``squeeze_single``.
     """
     scores = logits(params, encoded, cfg)
-    scores = scores[..., 0] if cfg.squeeze_single and cfg.num_decoders == 1 else scores
-    return torch.log_softmax(scores, dim=2, dtype=scores.dtype if scores.dtype == torch.float64 else torch.float32)
+    dtype = scores.dtype if scores.dtype == torch.float64 else torch.float32
+    # Over the last axis, where PyTorch's softmax is many times faster on a CPU.
+    scores = torch.log_softmax(scores.transpose(2, 3), dim=-1, dtype=dtype).transpose(2, 3)
+    return scores[..., 0] if cfg.squeeze_single and cfg.num_decoders == 1 else scores

@@ -135,7 +135,9 @@ def masked_token_loss(
     scores = scores if scores.dtype == torch.float64 else scores.to(torch.float32)
     wanted = targets.flatten(0, 1)[index]  # [n, K]
     with torch.autocast(scores.device.type, enabled=False):
-        losses = F.cross_entropy(scores, wanted, reduction="none")
+        # Classes as the last axis, over which PyTorch's softmax is many times faster on a CPU.
+        by_class = scores.transpose(1, 2).flatten(0, 1)  # [n K, C]
+        losses = F.cross_entropy(by_class, wanted.flatten(), reduction="none").view_as(wanted)
     count = filled.sum()
     return MaskedLoss(
         loss_sum=torch.where(filled[:, None], losses, 0.0).sum(),
