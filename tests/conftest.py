@@ -11,8 +11,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests
 
 import hypothesis
 
-hypothesis.settings.register_profile("house", deadline=None, print_blob=True)
-hypothesis.settings.load_profile("house")
+hypothesis.settings.register_profile("nest_fn", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("nest_fn")
 
 
 def _only_this_machine(event: str, arguments: tuple[Any, ...]) -> None:

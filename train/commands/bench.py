@@ -42,7 +42,7 @@ REFERENCE_STEP = 2.36
 
 
 def run_benchmark(out: Path, repeats: int = 3, compiled: bool = False, *, overwrite: bool = False) -> Iterator[str]:
-    """Measure, write ``out`` as JSON, and tell line by line. Raises ``OutputError`` where figures stand already."""
+    """Measure, write ``out`` as JSON, report line by line. Raises ``OutputError`` if ``out`` holds figures already."""
     place = claim(out, {"command": "bench", **versions()}, folder=False, overwrite=overwrite)
     if place.begun:
         raise OutputError(f"{out}: holds the figures of an earlier run; give --out another name, or --overwrite it.")
@@ -89,13 +89,13 @@ def core_seconds(f: Callable[[], Any], repeats: int) -> tuple[float, float]:
 
 
 def gemm_gflops(size: int = 2048) -> float:
-    """What one core can do at best."""
+    """GFLOP/s of one core in a large float32 matrix product."""
     a, b = random.normal(random.key(0), (2, size, size)).unbind(0)
     return 2.0 * size**3 / core_seconds(lambda: a @ b, 5)[0] / 1e9
 
 
 def workload(cfg: Config) -> dict[str, torch.Tensor]:
-    """Noise shaped like speech in level and like nothing else; never zeros."""
+    """Noise at the level of speech, never zeros: ``audio`` and ``noise`` int16 ``[B, N]`` and the rest of a batch."""
     samples = SECONDS * cfg.sample_rate
     draw = random.normal(random.key(7), (2, ROWS, samples)) * 2000.0
     length = torch.full((ROWS,), samples)

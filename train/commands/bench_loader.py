@@ -1,4 +1,4 @@
-"""How much audio the loader makes of one core's time."""
+"""How much audio the loader prepares per core-second."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ Maker = Callable[[Tensor, Tensor], list[Tensor]]
 
 
 def run_demo(cfg: Config, run: Path, seed: int, reporter: Reporter) -> int:
-    """Make the corpus, pre-train, probe, and tell; the exit code of the training."""
+    """Make the corpus, pre-train, probe and report; the exit code of the training."""
     reporter.say("Synthetic speech: this shows that training works, not how good the features are on real speech.")
     origin = {"command": "demo", "seed": seed, "config": to_text(cfg.to_dict())}
     place = claim(run, origin, folder=True, overwrite=None)
@@ -82,7 +82,7 @@ def probe_run(cfg: Config, run: Path, manifests: dict[str, Path]) -> dict[str, d
 
 
 def _probe(maker: Maker, train: Sequence[Path], tests: dict[str, Path]) -> dict[str, float]:
-    """The layer that does best on training speakers held back, and its accuracy on the test sets."""
+    """The layer with the best accuracy on held-out training speakers, and its accuracy on the test sets."""
     x, y, speakers = _collect(maker, train)
     names = sorted(set(speakers))
     groups = torch.tensor([names.index(name) for name in speakers])
@@ -96,7 +96,7 @@ def _probe(maker: Maker, train: Sequence[Path], tests: dict[str, Path]) -> dict[
 
 
 def _collect(maker: Maker, manifests: Sequence[Path]) -> tuple[list[Tensor], Tensor, list[str]]:
-    """Features of every layer ``[frames, D]``, phone of every frame, and who speaks in it."""
+    """Features of every layer ``[frames, D]``, the phone and the speaker of every frame."""
     by_layer: list[list[Tensor]] = []
     labels: list[Tensor] = []
     speakers: list[str] = []

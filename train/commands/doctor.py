@@ -45,7 +45,7 @@ def examine(folder: str | Path = ".") -> Iterator[Finding]:
 
 
 def _versions() -> Iterator[Finding]:
-    """Of what is imported here, whatever the packages' records say."""
+    """Versions of the modules that are really imported, not of the packages' records."""
     yield Finding(None, f"nest-fn {__version__}, Python {platform.python_version()}, numpy {np.__version__}")
     cuda, rocm = torch.version.cuda, torch.version.hip
     built = f"CUDA {cuda}" if cuda else f"ROCm {rocm}" if rocm else "CPUs alone"
@@ -72,7 +72,7 @@ def _devices() -> Iterator[Finding]:
 
 
 def _compilers() -> Iterator[Finding]:
-    """What PyTorch's compiler and Triton call, by the names under which they look for it."""
+    """The compilers that Inductor and Triton call, by the names under which they look for them."""
     cpp = os.environ.get("CXX", "g++")
     version = _compiler(cpp)
     text = f"C++ compiler: {version}" if version else f"no C++ compiler ({cpp}): install it, or name one in CXX"
@@ -85,7 +85,7 @@ def _compilers() -> Iterator[Finding]:
 
 
 def _compiler(command: str) -> str | None:
-    """The first line of what a compiler says of itself, None if it does not run."""
+    """The first line of a compiler's ``--version``, None if it does not run."""
     try:
         done = subprocess.run([command, "--version"], capture_output=True, text=True, errors="replace", timeout=60)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""What a run would do: parameters, plan, and its largest batch, really run."""
+"""What a run would do: parameters, plan, and one real update on its largest batch."""
 
 from __future__ import annotations
 

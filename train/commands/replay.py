@@ -53,7 +53,7 @@ class Row(NamedTuple):
 
 
 class Replayed(NamedTuple):
-    """One step, looked into."""
+    """One step and what was found in it."""
 
     step: int  # updates done before it
     origin: Path | None  # the checkpoint from which it was reached; None: the run's seed
@@ -96,7 +96,7 @@ def replay(folder: str | Path, step: int, overrides: Sequence[str], reporter: Re
 
 
 def report(found: Replayed) -> Iterator[str]:
-    """What was found, in lines."""
+    """The findings as lines of text."""
     yield (
         f"step {found.step} (line {found.step + 1} of the metrics), from {found.origin or 'the seed'}: "
         f"epoch {found.epoch}, batch {found.batch}"
@@ -111,7 +111,7 @@ def report(found: Replayed) -> Iterator[str]:
 
 
 def _open(folder: Path, step: int, overrides: Sequence[str], reporter: Reporter) -> Run:
-    """The run as it would go on, its data open."""
+    """The run as it would resume, with its data opened."""
     settings = folder / "config.yaml"
     if not settings.is_file():
         raise UsageError(
@@ -143,7 +143,7 @@ def _origin(folder: Path, step: int) -> tuple[Path | None, list[str]]:
 
 
 def _from_the_seed(run: Run, step: int, problems: Sequence[str]) -> Progress:
-    """The run's beginning, as ``pretrain`` made it. What is not as in the oldest good checkpoint after it is told."""
+    """The run's beginning, as ``pretrain`` made it. Differences to the oldest good checkpoint after it are reported."""
     for problem in problems:
         run.reporter.warn(problem)
     if step > 0:
@@ -165,7 +165,7 @@ def _parts(run: Run, raw: RawBatch, step: int) -> list[dict[str, Any]]:
 
 
 def _catch_up(run: Run, progress: Progress, make: Any, stream: Iterator[RawBatch], step: int) -> TrainState:
-    """The train state after ``step`` updates. What the run left out is left out again."""
+    """The train state after ``step`` updates. Updates that the run skipped are skipped again."""
     ts = progress.ts
     for raw in islice(stream, step - ts.step):
         try:
@@ -210,7 +210,7 @@ def _look(run: Run, ts: TrainState, part: dict[str, Any]) -> list[tuple[float, i
 
 
 def _remarks(batch: dict[str, Tensor], cfg: Config) -> Iterator[tuple[str, ...]]:
-    """What is odd about the signals of each row."""
+    """Remarks on unusual signals, for each row."""
     odd: list[tuple[str, Tensor]] = [("weight 0", batch["weight"] == 0)]
     for name, what in (("audio", "audio"), ("noisy_audio", "mixture")):
         mel, frames = log_mel(batch[name], batch[f"{name}_len"], cfg.preprocessor)

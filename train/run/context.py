@@ -34,7 +34,7 @@ from .record.tensorboard import Board
 
 @dataclass(frozen=True)
 class Run:
-    """What does not change: settings, data, device, and who is told."""
+    """What does not change: settings, data, device, root key, and the reporters."""
 
     cfg: Config
     folder: RunFolder
@@ -46,7 +46,7 @@ class Run:
     tables: Tables  # of the preprocessor, on the device
     device: torch.device
     key: Key
-    local_reporter: Reporter  # heard on every rank; ``reporter`` on rank 0 alone
+    local_reporter: Reporter  # reports on every rank; ``reporter`` on rank 0 alone
     job: Job = SINGLE
     sharding: Sharding = REPLICATED
 
@@ -57,17 +57,17 @@ class Run:
 
     @property
     def digest(self) -> str:
-        """Of all the data that training depends on."""
+        """SHA-256 of all the data that training depends on."""
         if self.rirs is None:
             return self.train.digest
         return hashlib.sha256(self.train.digest.encode() + self.rirs.cpu().numpy().tobytes()).hexdigest()
 
     def warn_local(self, problem: str) -> None:
-        """A warning that this rank alone can give."""
+        """Warn of something that only this rank has seen."""
         self.local_reporter.warn(problem if self.ranks.is_single else f"rank {self.ranks.rank}: {problem}")
 
     def record(self, line: Mapping[str, Any]) -> None:
-        """A line of metrics to the file, to TensorBoard, to a person. A disk that takes none ends no run."""
+        """Record a line of metrics: file, TensorBoard, reporter. A full disk does not end the run."""
         if not self.ranks.is_main:
             return
         try:
@@ -80,7 +80,7 @@ class Run:
 
 
 def step_parts(run: Run) -> StepParts:
-    """The parts of the run's step; where they are compiled, its reporter says so."""
+    """The parts of the run's step, eager or compiled; compilations are reported."""
     parts = compile_parts(inductor(run.reporter.say)) if is_compiled(run.cfg, run.device) else EAGER
     return recompute_blocks(parts) if run.cfg.trainer.recompute else parts
 
@@ -118,7 +118,7 @@ def data_record(run: Run) -> dict[str, Any]:
 
 
 def announce(run: Run) -> None:
-    """Tell what is about to be trained, on what, and what is odd about it."""
+    """Report model, data, device and remarks before the first step."""
     say, cfg = run.reporter.say, run.cfg
     plan = run.train.plan(0)
     hours = float(run.train.manifest.duration.sum()) / 3600

@@ -20,7 +20,7 @@ _MEBIBYTE = 1 << 20
 
 
 def choose_device(name: str, job: Job | None = None) -> torch.device:
-    """``auto`` is CUDA where there is one, for each rank one's own. Raises ``UsageError`` for one that is not there."""
+    """``auto`` is CUDA where available, one device a rank. Raises ``UsageError`` if the device does not exist."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and job is not None and not job.ranks.is_single:

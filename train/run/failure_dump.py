@@ -1,4 +1,4 @@
-"""A step that failed: what is left behind for ``nest-fn replay``, and what is said.
+"""A step that failed: what is saved for ``nest-fn replay``, and its error message.
 
 RUN/failures/step_00000123/ is a checkpoint of the state before the update, 123 updates done, whose meta also holds the
 step's key, utterances, loss, gradient norm, and the parameters whose gradient is not finite. Nothing in
@@ -40,7 +40,7 @@ def shorten(names: list[str]) -> str:
 
 
 def utterances(run: Run, raw: RawBatch) -> list[str]:
-    """Those of a batch, on all ranks."""
+    """The utterances of a batch, on all ranks."""
     index = run.train.plan(raw["epoch"]).batch(raw["batch"]).index
     return [run.train.manifest.identity(i) for i in index.tolist() if i >= 0]
 

@@ -12,7 +12,7 @@ from nest_fn.train.step.compiled import Backend
 
 
 def inductor(say: Callable[[str], None]) -> Callable[[str], Backend]:
-    """PyTorch's own compiler, which tells what it compiles and how long that took."""
+    """The Inductor backend for each named part; each compilation is reported with its duration."""
 
     def backend(name: str) -> Backend:
         def compile(graph: Any, inputs: Any) -> Any:

@@ -61,7 +61,7 @@ def broadcast_(ts: TrainState, sharding: Sharding) -> None:
 
 
 def _map(ts: TrainState, f: Callable[[Leaves], Leaves]) -> TrainState:
-    """All that has a parameter's shape: parameters, their average, and what the optimizer remembers of each."""
+    """All that has a parameter's shape: parameters, their average, and the optimizer's moments."""
     remembered = {name: f(part) for name, part in ts.opt_state._asdict().items() if isinstance(part, dict)}
     return ts._replace(
         params=fill(ts.params, f(flatten(ts.params))),

@@ -15,7 +15,7 @@ SUMMED = ("loss_sum", "masked_tokens", "correct", "overflow", "valid_tokens", "t
 
 
 def add(window: Mapping[str, Tensor], metrics: Mapping[str, Tensor]) -> Sums:
-    """A window of steps with one step more; an empty window begins one.
+    """Add one step to a window of steps; an empty window starts one.
 
     Sums stay on the device of their metrics, so that the host waits for none before it reports them. Of the metrics
     that are no sums, the last ``grad_norm`` is kept; the others are left out.
@@ -28,7 +28,7 @@ def add(window: Mapping[str, Tensor], metrics: Mapping[str, Tensor]) -> Sums:
 
 
 def skip(window: Mapping[str, Tensor], metrics: Mapping[str, Tensor]) -> Sums:
-    """A window with one step more whose update was left out: it counts in ``steps`` and ``skipped`` alone."""
+    """Add one step whose update was skipped: it counts in ``steps`` and ``skipped`` alone."""
     window = add(window, {name: torch.zeros_like(metrics[name]) for name in SUMMED if name in metrics})
     return {**window, "skipped": window["skipped"] + 1}
 
@@ -61,7 +61,7 @@ def summarise(window: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def warnings(values: Mapping[str, float], classes: int, step: int, warmup: int) -> dict[str, str]:
-    """What looks sick in a run, a sentence for each kind of sickness; empty for a healthy one."""
+    """Signs that a run goes wrong, one sentence for each kind; empty if there are none."""
     found = {}
     if values["masked_tokens"] == 0 and not values.get("skipped"):
         found["unmasked"] = "no token was masked, nothing was learnt; are utterances shorter than masking.block_size?"

@@ -31,7 +31,7 @@ class Update(Protocol):
 
 
 class Optimizer(NamedTuple):
-    """A rule of descent."""
+    """An optimizer as two functions."""
 
     init: Callable[[Leaves], Any]
     update: Update
@@ -120,7 +120,7 @@ def _own(leaves: Leaves, donate: bool) -> dict[str, Tensor]:
 
 
 def _dense(leaves: Leaves) -> dict[str, Tensor]:
-    """Leaves in the order of memory that their shape says.
+    """Leaves as contiguous tensors.
 
     PyTorch's fused kernels walk through memory, whatever the strides: with a transposed gradient, as a convolution may
     give it, they would update the wrong elements without a word (torch.optim never sees such gradients).

@@ -63,13 +63,13 @@ class RefusedUpdate(NonFiniteError):
 
 
 def init_train_state(key: Key, cfg: Config) -> TrainState:
-    """A run's beginning."""
+    """The train state of a new run: parameters and state from ``key``, a fresh optimizer."""
     params, state = init(key, cfg)
     return start_from(params, state, cfg)
 
 
 def start_from(params: Params, state: State, cfg: Config) -> TrainState:
-    """A run's beginning with given parameters."""
+    """The train state of a run that starts from given parameters."""
     optimizer = make_optimizer(cfg.optim)
     ema = tree_map(torch.clone, params) if cfg.trainer.ema_decay > 0 else {}
     return TrainState(0, params, state, optimizer.init(_trained(flatten(params), cfg)), ema)
@@ -101,7 +101,7 @@ def training_loss(
     Draws are named by utterance, so that they do not depend on how a batch is cut into parts or over ranks; nor do the
     speakers mixed in, if ``raw`` holds all rows of the batch under ``pool``. ``rirs`` float ``[R, L]`` are room
     responses for ``data.augment.rir_prob``. Of several ranks each sums over its own rows, batch statistics are over all
-    rows, and ``params`` are the rank's part of what ``sharding`` cuts. ``parts`` are the functions that it calls, as
+    rows, and ``params`` are the rank's shards. ``parts`` are the functions that it calls, as
     they are or compiled; ``tables`` those of the preprocessor, on the device, if they are not to be made each time.
     """
     gather = None if sharding.ranks.is_single else sharding.ranks.all_gather
@@ -199,6 +199,6 @@ def cast(params: Params, cfg: Config) -> Params:
 
 
 def _acceptable(loss: Tensor, norm: Tensor, skip_norm: float) -> bool:
-    """The step's one wait for the device."""
+    """Whether the update may be made; the only point of a step at which the host waits for the device."""
     good = torch.isfinite(loss) & torch.isfinite(norm)
     return bool(good & (norm <= skip_norm) if skip_norm > 0 else good)

@@ -30,7 +30,7 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "checkpoints" / "schema1"
 READERS: list[Callable[[Path], Any]] = [
     checkpoint.load, checkpoint.read_checkpoint, checkpoint.read_meta, checkpoint.verify, read_any
 ]  # fmt: skip
-house = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few_examples = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 NAMES = st.sampled_from(
     ["params.pt", "config.yaml", "meta.json", "..", ".", "", "/", "\0", "a\0b", "\ud800", "x" * 300, "../meta.json",
@@ -112,7 +112,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return shutil.copytree(GOLDEN / "folder.pt", tmp_path_factory.mktemp("fuzz") / "step_00000001")
 
 
-@house
+@few_examples
 @given(data=st.data(), sealed=st.sampled_from([True, True, True, False]))
 def test_meta_of_other_values(folder: Path, data: st.DataObject, sealed: bool) -> None:
     """Changed with its digest, as by someone who knows the format, or without."""
@@ -174,7 +174,7 @@ def test_meta_of_other_texts(folder: Path, number: int) -> None:
         assert "meta.json" in only_ours(read, folder)
 
 
-@house
+@few_examples
 @given(data=st.data())
 def test_meta_of_other_bytes(folder: Path, data: st.DataObject) -> None:
     """Cut, doubled, overwritten anywhere: refused, or of the same meaning, as with white space."""
@@ -243,7 +243,7 @@ SUFFIX = st.sampled_from([".nemo", ".ckpt", ".pt", ".safetensors", "", ".txt"])
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # zipfile's, of names that come twice
-@settings(house, max_examples=150)
+@settings(few_examples, max_examples=150)
 @given(content=ANY, suffix=SUFFIX)
 def test_files_of_any_content(tmp_path: Path, content: bytes, suffix: str) -> None:
     """Noise, and archives of noise, behind the first bytes of every kind of file that is read."""
@@ -266,7 +266,7 @@ PAIRS = st.sampled_from(
 )
 
 
-@settings(house, max_examples=150)
+@settings(few_examples, max_examples=150)
 @given(pair=PAIRS, first=VALUES, second=VALUES, suffix=SUFFIX)
 @example(pair=("model_state_dict", "config"), first={}, second={1: 2}, suffix=".pt")
 @example(pair=("model_state_dict", "config"), first={}, second={"encoder": {1: 2}}, suffix=".pt")
@@ -294,7 +294,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
     return files
 
 
-@settings(house, max_examples=80)
+@settings(few_examples, max_examples=80)
 @given(data=st.data(), suffix=SUFFIX)
 def test_files_with_other_bytes(tmp_path: Path, models: list[bytes], data: st.DataObject, suffix: str) -> None:
     """Whole models with bytes written over, taken out or put in, mostly where the headers are."""

@@ -43,7 +43,7 @@ _LOCAL = (
 def save(
     cfg: Config, folder: RunFolder, progress: Progress, digest: str, warn: Callable[[str], None], passing: bool = False
 ) -> bool:
-    """Write a checkpoint and drop old ones; whether it is there. A failure is told and leaves all as it was.
+    """Write a checkpoint and drop old ones; whether it is there. A failure is reported and changes nothing.
 
     A ``passing`` one, made because a stop was asked for, goes with the next save and pushes no other one out, so that
     an interrupted run keeps the same checkpoints as any other. It has no validation loss to be among the best by.
@@ -76,7 +76,7 @@ def write(cfg: Config, path: Path, progress: Progress, digest: str, extra: Mappi
 
 
 def check_keeping(cfg: Config) -> None:
-    """Raise ``UsageError`` if the best checkpoints are wanted, and nothing says which are good."""
+    """Raise ``UsageError`` if the best checkpoints are to be kept and there is no validation to rank them."""
     trainer = cfg.trainer
     if trainer.keep_best > 0 and not cfg.data.valid:
         raise UsageError(
@@ -118,7 +118,7 @@ def restore(
     cfg: Config, folder: RunFolder, digest: str, warn: Callable[[str], None], device: torch.device, resume: str,
     allow_changes: bool,
 ) -> Progress | None:  # fmt: skip
-    """The newest good checkpoint of the run, or None to start afresh. See ``loop.pretrain`` for ``resume``."""
+    """The newest good checkpoint of the run, or None to start afresh. See ``pretrain`` for ``resume``."""
     present = retention.list_checkpoints(folder.checkpoints)
     if resume == "never" and present:
         raise CheckpointError(
@@ -181,7 +181,7 @@ def _optimizer_state(tree: dict[str, Any]) -> AdamState | MomentumState:
 
 
 def _completed(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint's settings with those that its version did not know: what they are now by default is what it did."""
+    """A checkpoint's settings, completed by the defaults of settings that are newer than it: these do what it did."""
     whole = {**defaults, **settings}
     for name, value in settings.items():
         default = defaults.get(name)
@@ -193,7 +193,7 @@ def _completed(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, 
 def refuse_changes(
     cfg: Config, settings: dict[str, Any], meta: dict[str, Any], digest: str, allow: bool, warn: Callable[[str], None]
 ) -> None:
-    """Compare config and data with those of a checkpoint, key by key; what may change is told.
+    """Compare config and data with those of a checkpoint, key by key; report what may change.
 
     Raises ``CheckpointError`` for what may not, or tells it where ``allow`` is true.
     """

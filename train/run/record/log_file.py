@@ -1,4 +1,4 @@
-"""``log.txt`` of a run folder: all that a run said and warned of, with the time, over all its resumes.
+"""``log.txt`` of a run folder: everything that a run reported, with the time, over all its resumes.
 
 What a terminal, a pipe or a full disk did not take stands here. The only file of the library that reads the clock of
 the wall: for people, never for a result.
@@ -21,7 +21,7 @@ from .sentences import sentence
 
 
 class LogFile:
-    """Lines with the local time in front.
+    """Lines prefixed with the local time.
 
     Until the run begins they wait, so that a refused start writes nothing, unless the run has a log already.
     """
@@ -33,14 +33,14 @@ class LogFile:
         self._lost = 0  # lines since the last one that could be written
 
     def begin(self) -> None:
-        """From now on lines are written as they come."""
+        """Write every line from now on as it comes."""
         self._begun = True
         for text in self._waiting:
             self._append(text)
         self._waiting = []
 
     def write(self, text: str) -> None:
-        """One or more lines; dropped, and counted, where the disk takes none."""
+        """Write one or more lines; they are dropped and counted if the disk is full."""
         text = _stamped(text)
         if self._begun:
             self._append(text)
@@ -67,7 +67,7 @@ def _stamped(text: str) -> str:
 
 
 class Logged:
-    """A reporter that writes down what it tells."""
+    """A reporter that also writes everything to the log."""
 
     def __init__(self, reporter: Reporter, log: LogFile) -> None:
         self.reporter, self.log = reporter, log
@@ -92,7 +92,7 @@ class Logged:
 def logged(
     reporter: Reporter, path: Path, diagnose: Callable[[BaseException], BaseException] = lambda error: error
 ) -> Iterator[Logged]:
-    """A reporter whose words, Python's warnings while the block runs, and the error that ends it are written down.
+    """A reporter that logs its lines, Python's warnings while the block runs, and the error that ends it.
 
     ``diagnose`` makes of that error the one to end with.
     """
@@ -112,7 +112,7 @@ def logged(
 
 @contextmanager
 def _warnings_told(reporter: Reporter) -> Iterator[None]:
-    """Python's warnings, PyTorch's among them, go the way of all others."""
+    """Python's warnings, PyTorch's among them, are reported as all others."""
 
     def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
         reporter.warn(f"{category.__name__}: {message} ({filename}:{lineno})")

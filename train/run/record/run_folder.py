@@ -79,7 +79,7 @@ class RunFolder:
                 folder.rmdir()
 
     def describe(self, cfg: Config, command: list[str], data: Mapping[str, Any]) -> None:
-        """Write down what the run was started with."""
+        """Write what the run was started with."""
         (self.path / "command.txt").write_bytes(os.fsencode(" ".join(command) + "\n"))  # paths may be no UTF-8
         (self.path / "config.yaml").write_text(to_text(cfg.to_dict()), encoding="utf-8")
         (self.path / "environment.json").write_text(json.dumps(environment(), indent=1) + "\n")
@@ -90,11 +90,11 @@ class RunFolder:
         append_whole(self.metrics, (json.dumps(line) + "\n").encode())
 
     def log(self, rank: int) -> Path:
-        """Where a rank writes down what it says."""
+        """The log file of a rank."""
         return self.path / ("log.txt" if rank == 0 else f"log_rank{rank}.txt")
 
     def validation(self, step: int) -> dict[str, float] | None:
-        """What the metrics say of the validation of ``step``, None if there was none."""
+        """The validation of ``step`` in the metrics, None if there was none."""
         lines = (line for _, line in self._lines() if line.get("step") == step)
         return next((line["valid"] for line in lines if isinstance(line.get("valid"), dict)), None)
 

@@ -1,4 +1,4 @@
-"""How lines of metrics read to a person; the command line prints them."""
+"""Lines of metrics as text for people; the command line prints them."""
 
 from __future__ import annotations
 
