@@ -5,6 +5,7 @@ A message says what was expected, what was given, and what to do. Errors of the 
 
 from __future__ import annotations
 
+import errno
 import os
 import traceback
 
@@ -28,7 +29,7 @@ __all__ = [
     "UsageError",
     "error_text",
     "exit_code",
-    "is_memory",
+    "is_out_of_memory",
 ]
 
 EXIT_FAILURE = 1
@@ -74,6 +75,22 @@ class DistributedError(NestError):
     exit_code = 6
 
 
+# What allocators say: PyTorch's of CPU memory, the C library, C++, cuBLAS and cuDNN.
+_NO_MEMORY = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "std::bad_alloc",
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+)
+_ONEDNN_NO_MEMORY = (
+    "could not create a primitive",
+    "could not create a memory object",
+    "could not execute a primitive",
+)
+
+
 def exit_code(error: BaseException) -> int:
     """The exit code of a command that ends with ``error``: 0 only for ``SystemExit(None)`` and ``SystemExit(0)``."""
     if isinstance(error, NestError):
@@ -87,10 +104,17 @@ def exit_code(error: BaseException) -> int:
     return EXIT_FAILURE
 
 
-def is_memory(error: BaseException) -> bool:
-    """Whether the error means out of memory, for which PyTorch has no type on a CPU."""
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error means out of memory, for which PyTorch has no type on a CPU: its libraries differ in words.
+
+    oneDNN fails "to create a primitive" where it finds no room for generated code or scratch space; for a shape that
+    it does not support it names a primitive *descriptor*.
+    """
     names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
+    if names & {"MemoryError", "OutOfMemoryError"} or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    text = str(error).splitlines()[0] if str(error) else ""
+    return any(words in text.lower() for words in _NO_MEMORY) or text in _ONEDNN_NO_MEMORY
 
 
 def error_text(error: BaseException) -> str:
@@ -99,7 +123,7 @@ def error_text(error: BaseException) -> str:
         return printable(f"error: {os.fsdecode(error.filename)}: {error.strerror}")
     if isinstance(error, NestError | ConfigError | OSError):
         return printable(f"error: {error}")
-    if is_memory(error):
+    if is_out_of_memory(error):
         return "error: out of memory; close other programs, or ask for less at a time"
     if isinstance(error, KeyboardInterrupt):
         return "stopped"

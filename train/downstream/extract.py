@@ -27,7 +27,7 @@ from nest_fn.layers.tree import device_of
 from nest_fn.layers.types import Tensor
 from nest_fn.model import quantize
 from nest_fn.train.data.dataset import Dataset
-from nest_fn.train.errors import MemoryExhausted, UsageError, is_memory
+from nest_fn.train.errors import MemoryExhausted, UsageError, is_out_of_memory
 from nest_fn.version import versions
 
 from .inference import Model, utterances
@@ -122,7 +122,7 @@ def _explain_oom(made: Iterator[Arrays], shape: Sequence[int], sample_rate: int)
     try:
         yield from made
     except (MemoryError, RuntimeError) as error:
-        if not is_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise MemoryExhausted(
             f"out of memory in a batch of {shape[0]} x {shape[1] / sample_rate:.2f} s; lower --batch-seconds or "

@@ -17,7 +17,7 @@ from nest_fn.checkpoint import retention
 from nest_fn.config import Config
 from nest_fn.layers.types import Key
 from nest_fn.train.data.dataset import RawBatch
-from nest_fn.train.errors import CheckpointError, MemoryExhausted, NonFiniteError, is_memory
+from nest_fn.train.errors import CheckpointError, MemoryExhausted, NonFiniteError, is_out_of_memory
 from nest_fn.train.step.step import RefusedUpdate
 
 from .context import Run
@@ -76,7 +76,7 @@ def explain_oom(raw: RawBatch, cfg: Config, device: torch.device) -> Iterator[No
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        if not is_memory(error):
+        if not is_out_of_memory(error):
             raise
         rows, samples = raw["audio"].shape
         peak = f", peak {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB" if device.type == "cuda" else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from nest_fn.checkpoint.folder import read_checkpoint
 from nest_fn.layers.tree import flatten
 from nest_fn.train.cli.main import main
 from nest_fn.train.data.corpus.wav import write_wav
-from nest_fn.train.errors import is_memory
+from nest_fn.train.errors import is_out_of_memory
 from tests.train.conftest import Corpus
 from tests.train.run.test_pretrain import checkpoints, metrics, words
 
@@ -165,11 +166,19 @@ def test_out_of_memory_is_one_message(corpus: Corpus, tmp_path: Path) -> None:
 
 
 def test_other_errors_are_not_taken_for_memory() -> None:
-    assert is_memory(MemoryError()) and is_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert is_out_of_memory(MemoryError()) and is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(RuntimeError) as caught:
         torch.zeros(1 << 60)
-    assert is_memory(caught.value)
-    assert not is_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert is_out_of_memory(caught.value)
+    for said in (
+        "could not create a primitive",
+        "std::bad_alloc",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED",
+    ):
+        assert is_out_of_memory(RuntimeError(said))
+    assert is_out_of_memory(OSError(errno.ENOMEM, "Cannot allocate memory"))
+    assert not is_out_of_memory(RuntimeError("could not create a primitive descriptor for a convolution"))
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
 def test_collapse_can_end_a_run(corpus: Corpus, tmp_path: Path, capsys: Captured) -> None:
