@@ -1,0 +1,1 @@
+"""Looks inside a model with functional transforms: pure functions over (params, state, batch, cfg) and a key."""

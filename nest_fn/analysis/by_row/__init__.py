@@ -1,0 +1,1 @@
+"""Keeps the rows of a batch apart: chunks, the loss of each row, the gradient of each row."""
