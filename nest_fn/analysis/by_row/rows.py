@@ -15,7 +15,7 @@ from nest_fn.layers.linear import LinearParams
 from nest_fn.layers.types import Key, Params, State, Tensor
 from nest_fn.losses import token_mask
 from nest_fn.model import Batch, check_batch, loss_sum
-from nest_fn.parts import EAGER
+from nest_fn.parts import EAGER, Parts
 
 
 def row_count(batch: Batch) -> int:
@@ -102,10 +102,11 @@ BY_ROW = EAGER._replace(score=score_rows)
 
 
 def row_losses(
-    params: Params, state: State, batch: Batch, cfg: Config, *, key: Key | None, train: bool = False
-) -> tuple[Tensor, Tensor]:
+    params: Params, state: State, batch: Batch, cfg: Config, *, key: Key | None, train: bool = False,
+    parts: Parts = BY_ROW,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Sum of the loss of each row in nats, ``[B]``, and its number of masked tokens x codebooks, ``[B]``."""
-    sums, (metrics, _) = loss_sum(params, state, batch, cfg, key=key, train=train, parts=BY_ROW)
+    sums, (metrics, _) = loss_sum(params, state, batch, cfg, key=key, train=train, parts=parts)
     return sums, metrics["masked_tokens"]
 
 
@@ -116,3 +117,11 @@ def check_independent(what: str, cfg: Config, train: bool) -> None:
             f"{what}: with batch norm in training mode a row has no gradient of its own, for its statistics are those "
             "of the batch; pass train=False, or a config with conv_norm_type=layer_norm."
         )
+
+
+def plain(cfg: Config) -> Config:
+    """The same function, computed so that every transform of ``torch.func`` can differentiate it, whole.
+
+    No fused attention, which has no forward-mode gradient, and room for all masked tokens in the decoder.
+    """
+    return cfg.override("encoder.use_pytorch_sdpa=false", "loss.capacity=1.0")
