@@ -17,6 +17,7 @@ generators", OOPSLA 2014; the mixer is P. Evensen's moremur, 2019.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 
 import torch
@@ -24,29 +25,48 @@ import torch
 from .types import Key, Tensor
 
 _GAMMA, _M1, _M2 = 0x9E3779B97F4A7C15 - 2**64, 0x3C79AC492BA7B653, 0x1C69B3F74AC4AE35
-_ALL = 2**63 - 1
 _CHUNK = 1 << 15  # words at a time in eager mode: they stay in the cache
 _LANE, _LANES = 16, 4
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 _LITTLE_ENDIAN = bool(torch.ones(1, dtype=torch.int64).view(torch.int16)[0])  # the lowest lane of a word comes first
 
 
 def lanes_above(key: Key, bound: int, count: int) -> Tensor:
-    """Which of ``count`` uniform int16 lanes are above ``bound``: keys int64 ``[..., 2]`` -> bool ``[..., count]``."""
-    seed, offset = key[..., :1], key[..., 1:]
-    eager = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
-    if eager and not key.is_meta and _LITTLE_ENDIAN:
-        return _by_chunks(seed, offset, bound, count)
+    """Which of ``count`` uniform int16 lanes are above ``bound``: keys int64 ``[..., 2]`` -> bool ``[..., count]``.
+
+    One operator of PyTorch, ``nest_fn::lanes_above``, so that compilers and transforms see no arithmetic of 64 bits:
+    fused by Inductor it costs eight bytes a decision, or is refused by Triton, or wrong at free sizes.
+    """
+    made: Tensor = _lanes_above(key, bound, count)
+    return made
+
+
+@torch.library.custom_op("nest_fn::lanes_above", mutates_args=())
+def _lanes_above(key: torch.Tensor, bound: int, count: int) -> torch.Tensor:
+    if key.device.type == "cuda" and _HAS_TRITON:
+        from . import mixer_triton
+
+        return mixer_triton.lanes_above(key, bound, count, (_GAMMA, _M1, _M2))
+    if _LITTLE_ENDIAN:
+        return _by_chunks(key[..., :1], key[..., 1:], bound, count).contiguous()
     return _by_shifts(key, bound, count)
 
 
-def _by_shifts(key: Key, bound: int, count: int) -> Tensor:
-    """Arithmetic alone, for ``vmap`` and compilers: each lane is shifted to the top of its word, where it decides.
+@_lanes_above.register_fake
+def _(key: torch.Tensor, bound: int, count: int) -> torch.Tensor:
+    return key.new_empty((*key.shape[:-1], count), dtype=torch.bool)
 
-    Three other ways fail in PyTorch 2.11. Without the mask, which changes nothing, Inductor multiplies in arithmetic
-    of indices and overflows. If each element makes its own word, Triton refuses the kernel that fuses it into a layer
-    norm ("operand does not dominate this use"; ``make gpu-check``). Shifts in a tensor come out wrong at free sizes.
-    """
-    word = words(key, torch.arange(-(-count // _LANES), device=key.device) & _ALL)
+
+@_lanes_above.register_vmap
+def _(info: object, axes: tuple[int | None, ...], key: torch.Tensor, bound: int, count: int) -> tuple[Tensor, int]:
+    """Another axis of keys."""
+    assert axes[0] is not None
+    return _lanes_above(key.movedim(axes[0], 0), bound, count), 0
+
+
+def _by_shifts(key: Key, bound: int, count: int) -> Tensor:
+    """Arithmetic alone: each lane is shifted to the top of its word, where it decides."""
+    word = words(key, torch.arange(-(-count // _LANES), device=key.device))
     lanes = torch.stack([word << (64 - _LANE * (lane + 1)) for lane in range(_LANES)], dim=-1)
     return (lanes >= (bound + 1) << (64 - _LANE)).flatten(-2)[..., :count]  # the lanes below it do not matter
 

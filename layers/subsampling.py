@@ -119,10 +119,9 @@ def subsample(params: Params, x: Tensor, lengths: Tensor, spec: SubsamplingSpec)
             x = layer_norm(params["norm"], x)
         return linear(params["out"], x.unflatten(1, (-1, spec.factor)).flatten(2)), new_lengths
     # [B, F, M] -> [B, 1, F, M]: time is height, frequency is width.
-    x = x[:, None]
+    x = _mask(x[:, None], lengths, spec)
     for stage in params["stages"]:
         x, lengths = _stage(stage, x, lengths, spec)
-    x = _mask(x, lengths, spec)
     # [B, C, T, M'] -> [B, T, C M']: channel-major, as in the reference's weights.
     return linear(params["out"], x.transpose(1, 2).flatten(2)), new_lengths
 
@@ -139,24 +138,29 @@ def _mask(x: Tensor, lengths: Tensor, spec: SubsamplingSpec) -> Tensor:
 
 
 def _stage(stage: Params, x: Tensor, lengths: Tensor, spec: SubsamplingSpec) -> tuple[Tensor, Tensor]:
-    x = _mask(x, lengths, spec)
+    """One stage, ``[B, C, T, M] -> [B, C, T', M']``, and its lengths; padded frames are 0, before it and after it.
+
+    The mask comes before the ReLU, not after it, so that its result is all that the backward pass keeps.
+    """
+    strided_lengths = cast(Tensor, strided(lengths, *_geometry(spec)))
     if spec.kind == "vggnet":
-        x = _mask(F.relu(conv(stage["conv1"], x, padding=1)), lengths, spec)
-        x = _mask(F.relu(conv(stage["conv2"], x, padding=1)), lengths, spec)
+        x = F.relu(_mask(conv(stage["conv1"], x, padding=1), lengths, spec))
+        x = F.relu(_mask(conv(stage["conv2"], x, padding=1), lengths, spec))
         # Pooling rounds the width of the tensor up but the lengths down, as in the reference.
-        x = F.max_pool2d(x, 2, ceil_mode=True)
-    elif "conv" in stage:
-        first = x.shape[1] == 1
-        x = F.relu(_conv_of_one_channel(stage["conv"], x, spec) if first else _strided_conv(stage["conv"], x, spec, 1))
+        return _mask(F.max_pool2d(x, 2, ceil_mode=True), strided_lengths, spec), strided_lengths
+    if "conv" in stage and x.shape[1] == 1:
+        return F.relu(_conv_of_one_channel(stage["conv"], x, strided_lengths, spec)), strided_lengths
+    if "conv" in stage:
+        x = _strided_conv(stage["conv"], x, spec, groups=1)
     else:
         x = _strided_conv(stage["depthwise"], x, spec, groups=spec.channels)
         # A 1x1 convolution is a linear layer over channels, which are the last axis in memory here.
-        x = F.relu(linear(stage["pointwise"], x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
-    return x, cast(Tensor, strided(lengths, *_geometry(spec)))
+        x = linear(stage["pointwise"], x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    return F.relu(_mask(x, strided_lengths, spec)), strided_lengths
 
 
-def _conv_of_one_channel(params: Any, x: Tensor, spec: SubsamplingSpec) -> Tensor:
-    """The same for one input channel, as a matrix product of 3x3 patches: ``[B, 1, F, M] -> [B, C, T, M']``.
+def _conv_of_one_channel(params: Any, x: Tensor, lengths: Tensor, spec: SubsamplingSpec) -> Tensor:
+    """3x3 convolution with stride 2 of one channel, as a matrix product of patches: ``[B, 1, F, M] -> [B, C, T, M']``.
 
     The result is the largest tensor of the encoder. It comes in channels-last memory format, which PyTorch's
     convolution does not give for a single channel, and the gradient of the weight is one product over all frames.
@@ -165,6 +169,8 @@ def _conv_of_one_channel(params: Any, x: Tensor, spec: SubsamplingSpec) -> Tenso
     patches = F.pad(x[:, 0], (before, after, before, after)).unfold(1, 3, 2).unfold(2, 3, 2)  # [B, T, M', 3, 3]
     # The bias is the weight of a tenth number that is 1: no pass of its own over the result and its gradient.
     patches = F.pad(patches.flatten(3), (0, 1), value=1.0)
+    if spec.masked:  # as ``_mask`` does with the result, but of ten numbers instead of C
+        patches = patches * valid_mask(lengths, patches.shape[1])[:, :, None, None].to(x.dtype)
     weight = torch.cat((params["weight"].flatten(1).T, params["bias"][None]))  # [10, C], by rows: so is its gradient
     return (patches @ weight).permute(0, 3, 1, 2)
 

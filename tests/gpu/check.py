@@ -38,6 +38,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=20.0, help="width of a batch")
     parser.add_argument("--parts", default="", help="only these, by commas: mixing,conformer block")
     parser.add_argument("--bytes", action="store_true", help="count what is read and written; make no machine code")
+    parser.add_argument("--list", type=int, default=0, metavar="N", help="with --bytes: a part's N largest kernels")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     return parser.parse_args()
@@ -47,7 +48,7 @@ def _check(args: argparse.Namespace, home: Path) -> int:
     from nest_fn.config import Config
 
     from .generate import Collector
-    from .machine_code import compile_kernels, different
+    from .machine_code import compile_kernels, compile_own, different
     from .pretend import pretend
 
     pretend()
@@ -58,10 +59,11 @@ def _check(args: argparse.Namespace, home: Path) -> int:
         collector.traffic.clear()
         collector.generate(cfg, rows, args.seconds)
         if args.bytes:
-            _tell_traffic(collector, rows * args.seconds, depth, cfg.encoder.n_layers)
+            _tell_traffic(collector, rows * args.seconds, depth, cfg.encoder.n_layers, args.list)
     refused, written = list(collector.refused), time.monotonic() - started
     if not args.bytes:
         made = compile_kernels(different(collector.kernels), home, args.jobs)
+        refused += compile_own()
         refused += [one.refusal for one in made if one.refusal is not None]
         print(
             f"{len(collector.kernels)} kernels at {args.rows} rows, {len(made)} different, "
@@ -74,7 +76,7 @@ def _check(args: argparse.Namespace, home: Path) -> int:
     return 1 if refused else 0
 
 
-def _tell_traffic(collector: object, audio: float, depth: int, layers: int) -> None:
+def _tell_traffic(collector: object, audio: float, depth: int, layers: int, listed: int) -> None:
     """MB an audio-second by part, and of a whole step."""
     total = 0.0
     for graph, one in collector.traffic.items():  # type: ignore[attr-defined]
@@ -84,6 +86,8 @@ def _tell_traffic(collector: object, audio: float, depth: int, layers: int) -> N
             f"{graph:28s} read {one.read / audio / 1e6:7.2f}  written {one.written / audio / 1e6:7.2f} MB an "
             f"audio-second, {one.kernels} kernels, {one.calls} calls, {times:g} times"
         )
+        for read, written, what in sorted(one.largest, key=lambda entry: -entry[0] - entry[1])[:listed]:
+            print(f"    {read / audio / 1e6:.3f} + {written / audio / 1e6:.3f}  {what}")
     print(f"{depth} layers: {total / audio / 1e6:.1f} MB an audio-second, without casts and the optimizer")
 
 

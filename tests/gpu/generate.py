@@ -18,6 +18,7 @@ import torch._inductor.exc
 from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.codegen.triton import TritonScheduling
 from torch._inductor.graph import GraphLowering
+from torch._inductor.ir import Layout
 from torch._inductor.scheduler import NopKernelSchedulerNode
 from torch._inductor.virtualized import V
 
@@ -56,6 +57,7 @@ class Traffic:
     kernels: int = 0
     calls: int = 0  # to cuBLAS, cuDNN, cuFFT
     times: int = 0  # that a step runs the graph
+    largest: list[tuple[int, int, str]] = field(default_factory=list)  # read, written, what it makes and from where
 
 
 class Collector:
@@ -100,6 +102,26 @@ class Collector:
             tally.written += int(node.get_write_buffer_sizes())
             tally.calls += node.is_extern()
             tally.kernels += not node.is_extern()
+            self._list(tally, node)
+
+    def _list(self, tally: Traffic, node: Any) -> None:
+        """Note a kernel's bytes, what it writes, and the project's lines that it comes from."""
+        parts = node.get_nodes() if hasattr(node, "get_nodes") else [node]
+        places = Counter(
+            place
+            for part in parts
+            if getattr(part, "node", None) is not None
+            for place in filter(None, map(_place, part.node.get_origins()))
+        )
+        made = [
+            f"{str(buffer.node.get_dtype()).removeprefix('torch.')}{list(map(int, buffer.node.get_size()))}"
+            for buffer in node.get_outputs()
+            if isinstance(buffer.node.layout, Layout)
+        ]
+        lines = ", ".join(place for place, _ in places.most_common(4)) or "no line of the project"
+        name = "call" if node.is_extern() else "kernel"
+        amount = (int(node.get_read_buffer_sizes()), int(node.get_write_buffer_sizes()))
+        tally.largest.append((*amount, f"{name} {' '.join(made)} from {lines}"))
 
     def refuse(self, graph: str, error: Exception) -> None:
         """Note a graph of which no code could be made."""

@@ -17,6 +17,8 @@ import triton
 from torch._inductor.codecache import PyCodeCache
 from torch._inductor.runtime.triton_compat import OutOfResources, PTXASError, triton_key
 
+from nest_fn.layers.mixer import _GAMMA, _M1, _M2
+
 from .generate import Kernel
 from .pretend import TARGET
 
@@ -80,6 +82,22 @@ def compile_kernels(kernels: list[Kernel], folder: Path, jobs: int) -> list[Made
         for receiver in {*ready, *late}:
             done.append(_ended(receiver, *running.pop(receiver)[:3]))
     return done
+
+
+def compile_own() -> list[str]:
+    """The kernels that the project itself has written: what refuses them, if anything does."""
+    from nest_fn.layers.mixer_triton import BLOCK, lanes_above_kernel
+
+    types = {"keys": "*i64", "out": "*i32", "bound": "i32", "n": "i32", "blocks": "i32"}
+    constants = {"GAMMA": _GAMMA, "M1": _M1, "M2": _M2, "BLOCK": BLOCK}
+    source = triton.compiler.ASTSource(
+        lanes_above_kernel, {**types, **dict.fromkeys(constants, "constexpr")}, constexprs=constants
+    )
+    try:
+        triton.compile(source, target=TARGET)
+    except Exception as error:
+        return [f"kernel lanes_above_kernel: {type(error).__name__}: {error}"]
+    return []
 
 
 def _ended(receiver: Any, kernel: Kernel, log: Path, process: Any) -> Made:

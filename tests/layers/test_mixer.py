@@ -6,8 +6,12 @@ standard deviations (a p-value of 1e-6), over some hundred million decisions in 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -195,6 +199,7 @@ def test_chunks_lanes_and_keys_are_one_stream() -> None:
     assert torch.equal(lanes_above(keys[1], -20000, 7), wanted[1, :7])
     assert lanes_above(keys, 0, 0).shape == (3, 0)
     by_rows = torch.vmap(lambda key: lanes_above(key, -20000, 1001))(keys)
+    assert torch.equal(mixer._by_shifts(keys, -20000, 1001), wanted[:, :1001])
     compiled = torch.compile(lanes_above, fullgraph=True, backend="aot_eager")
     assert torch.equal(by_rows, wanted[:, :1001]) and torch.equal(compiled(keys, -20000, 1001), wanted[:, :1001])
 
@@ -208,6 +213,33 @@ def test_inductor_decides_alike(dynamic: bool) -> None:
     for count in (5, 1000, 33333) if dynamic else (1001,):
         keys = random.split(random.key(count), 3)
         assert torch.equal(compiled(keys, -20000, count), lanes_above(keys, -20000, count))
+
+
+INTERPRETED = """
+import torch
+from nest_fn.layers import mixer, mixer_triton, random
+constants = (mixer._GAMMA, mixer._M1, mixer._M2)
+for rows, count, bound in ((3, 10_001, -20000), (1, 4, 0), (5, 4095, 32767), (2, 1, -32768), (2, 0, 7)):
+    keys = random.split(random.key(count), rows)
+    assert torch.equal(mixer_triton.lanes_above(keys, bound, count, constants), mixer.lanes_above(keys, bound, count))
+key = random.key(3)
+assert torch.equal(mixer_triton.lanes_above(key, 5, 999, constants), mixer.lanes_above(key, 5, 999))
+print("equal")
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton comes with PyTorch for Linux alone")
+def test_the_triton_kernel_decides_alike() -> None:
+    """In Triton's interpreter, which needs no GPU."""
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", INTERPRETED], capture_output=True, text=True, env=environment)
+    assert done.stdout.strip() == "equal", done.stderr
+
+
+def test_the_operator_keeps_pytorchs_rules() -> None:
+    """Schema, fake tensors, dispatch under autograd, compilation with sizes fixed and free."""
+    keys = random.split(random.key(23), 2)
+    torch.library.opcheck(mixer._lanes_above, (keys, 100, 37))
 
 
 def test_golden_words() -> None:
