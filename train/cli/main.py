@@ -19,8 +19,8 @@ from nest_fn.files.quoting import shown
 from nest_fn.train.errors import EXIT_FAILURE, EXIT_PIPE, NestError, UsageError, error_text, exit_code
 from nest_fn.version import __version__
 
-from . import option_types
-from .stream import Console, finish_standard_streams, named_output, open_standard_streams, show, tell
+from . import bench, option_types
+from .stream import Console, finish_standard_streams, named_output, open_standard_streams, show
 
 EPILOG = """exit codes: 0 done, 1 failure, 2 usage or config, 3 data, 4 checkpoint, 5 not finite, 6 distributed,
 75 saved after a signal, as SIGTERM, SIGUSR1 or SIGHUP (start again to go on), 130 Ctrl-C, 141 results were not wholly
@@ -133,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_model.add_commands(commands)
     cli_finetune.add_commands(commands)
     add_command(commands, "doctor", _doctor, "is this machine ready", _doctor_arguments)
-    add_command(commands, "bench", _bench, "how fast is this machine", _bench_arguments)
+    add_command(commands, "bench", bench.run, "how fast is this machine", bench.add_arguments)
     add_command(commands, "demo", _demo, "train a small model on synthetic speech", _demo_arguments)
     return parser
 
@@ -245,20 +245,6 @@ def _doctor(args: argparse.Namespace) -> int:
         failed |= finding.ok is False
         show(f"{ {True: 'ok  ', False: 'FAIL', None: '    '}[finding.ok] } {finding.text}")
     return int(failed)
-
-
-def _bench_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=option_types.path, default="bench.json", help="where the figures go")
-    option_types.add_overwrite(parser)
-    parser.add_argument("--repeats", type=option_types.whole(1, 10_000), default=3, help="measurements of each figure")
-    parser.add_argument("--compile", action="store_true", help="also the compiled step (minutes on a CPU)")
-
-
-def _bench(args: argparse.Namespace) -> None:
-    from nest_fn.train.commands.bench import run_benchmark
-
-    for line in run_benchmark(Path(args.out), args.repeats, args.compile, overwrite=args.overwrite):
-        tell(line)
 
 
 def _demo_arguments(parser: argparse.ArgumentParser) -> None:

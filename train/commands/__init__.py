@@ -1,1 +1,1 @@
-"""What commands do beyond one function of the library: demo, replay, dry run, doctor, benchmarks."""
+"""What commands do beyond one function of the library: demo, replay, dry run, doctor."""

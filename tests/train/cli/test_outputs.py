@@ -53,7 +53,7 @@ WRITERS = {
     "data shard": Writer("data shard {valid} --shards 2 --out {out}", True),
     "data synth": Writer("data synth {out} --minutes 0.05", True),
     "demo": Writer("demo --folder {out}", True),
-    "bench": Writer("bench --out {out}.json --repeats 1", False),
+    "bench": Writer("bench step --case tiny:1x1 --rounds 1 --device cpu --out {out}.json", False),
     "pretrain": Writer("pretrain -c tiny data.train={valid} trainer.max_steps=1 --folder {out}", True),
 }
 QUICK = [name for name in WRITERS if name not in ("data synth", "demo", "bench", "pretrain", "export")]

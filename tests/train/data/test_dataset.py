@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from nest_fn.config.training import DataConfig
-from nest_fn.train.commands.bench_loader import loader_rates, loader_throughput
+from nest_fn.train.bench.loader import loader_rates, loader_throughput
 from nest_fn.train.data.clips import draw_noise, load_clips, noise_words
 from nest_fn.train.data.corpus.audio import read_audio
 from nest_fn.train.data.corpus.manifest import load_manifest, write_manifest

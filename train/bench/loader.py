@@ -1,24 +1,40 @@
-"""How much audio the loader prepares per core-second."""
+"""How much audio the loader prepares a core-second, and what it costs beside the steps that it feeds."""
 
 from __future__ import annotations
 
+import tempfile
 import time
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from nest_fn.config import Config
 from nest_fn.config.training import DataConfig
 from nest_fn.extras import has_extra
+from nest_fn.layers import random
 from nest_fn.train.data.corpus.manifest import write_manifest
 from nest_fn.train.data.corpus.wav import write_wav
-from nest_fn.train.data.dataset import Dataset, batches, open_dataset
+from nest_fn.train.data.dataset import Dataset, RawBatch, batches, open_dataset
+from nest_fn.train.data.synth.corpus import CorpusSpec, write_corpus
 from nest_fn.train.hash_rng import random_words, stream_key, uniform
+from nest_fn.train.run.batch import prepare_batch
+from nest_fn.train.run.device import keep_freed_memory
+from nest_fn.train.step.step import init_train_state, make_step
+
+from .rates import wait
+from .sides import Machine
 
 _RATE = 16000  # Hz
 _CLIP = 12  # seconds
+_BATCHES = 8  # of each turn
+_SMALL = CorpusSpec(
+    train_minutes=8.0, valid_minutes=0.2, noise_minutes=0.5, probe_train_minutes=0.2, probe_test_minutes=0.2
+)
 
 
 class Throughput(NamedTuple):
@@ -91,3 +107,48 @@ def _clip(name: str, number: int) -> NDArray[np.int16]:
     low = np.convolve(white, np.hanning(16), mode="same")
     envelope = 0.02 + np.sin(2 * np.pi * np.arange(len(low)) / _RATE) ** 2 * 0.3
     return np.asarray((low / np.abs(low).max() * envelope * 32767).astype(np.int16))
+
+
+def files_beside_tensors(preset: str, machine: Machine, rounds: int) -> dict[str, float]:
+    """Least wall-clock seconds of the same steps, from WAV files and from batches in memory, taking turns."""
+    torch.set_num_threads(machine.threads)
+    keep_freed_memory()
+    device = torch.device(machine.device)
+    with tempfile.TemporaryDirectory(prefix="nest_fn_bench_") as home:
+        manifests = write_corpus(Path(home) / "corpus", _SMALL)
+        overrides = [f"data.train={manifests['train']}", f"data.noise={manifests['noise']}", "data.batch_seconds=40"]
+        cfg = Config.preset(preset, overrides)
+        dataset = open_dataset(cfg.data, cfg.trainer.seed, sample_rate=cfg.sample_rate)
+        ready = list(islice(batches(dataset, epoch=0), _BATCHES))
+        train = _trainer(cfg, device)
+        train(ready)
+        turns = [(train(islice(batches(dataset, epoch=0), _BATCHES)), train(ready)) for _ in range(rounds)]
+    files, tensors = map(min, zip(*turns, strict=True))
+    audio = sum(int(raw["audio_len"].sum()) for raw in ready) / cfg.sample_rate
+    return {"files": files, "tensors": tensors, "audio_seconds": audio}
+
+
+def _trainer(cfg: Config, device: torch.device) -> Callable[[Iterable[RawBatch]], float]:
+    """A function that trains on batches, from the same state each time, and gives its wall-clock seconds."""
+    key = random.key(0, device=device)
+    begin = init_train_state(key, cfg)
+    step = make_step(cfg)
+
+    def train(source: Iterable[RawBatch]) -> float:
+        ts = begin
+        wait(device)
+        begun = time.perf_counter()
+        for raw in source:
+            ts, _ = step(
+                ts, prepare_batch(raw, cfg, random.fold_in(key, ts.step), device), random.fold_in(key, ts.step)
+            )
+        wait(device)
+        return time.perf_counter() - begun
+
+    return train
+
+
+def end_to_end_told(found: dict[str, float]) -> Iterator[str]:
+    """Lines of a report."""
+    rate, times = found["audio_seconds"] / found["files"], found["files"] / found["tensors"]
+    yield f"from files {rate:,.0f} audio-s/s, {times:.3f} times as long as from batches in memory"

@@ -1,0 +1,1 @@
+"""How fast is it: the step beside the machine's own rates and another trainer, its parts and laws, the loader."""
