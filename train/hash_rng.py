@@ -8,7 +8,8 @@ order or earlier draws. The streams in use are ``shuffle``, ``batches``, ``weigh
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Iterable
+from hashlib import blake2b
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ _MASK_63 = (1 << 63) - 1
 
 def stream_key(seed: int, stream: str, epoch: int) -> np.uint64:
     """The 64-bit key of one stream in one epoch."""
-    digest = hashlib.blake2b(f"{seed}/{stream}/{epoch}".encode(), digest_size=8).digest()
+    digest = blake2b(f"{seed}/{stream}/{epoch}".encode(), digest_size=8).digest()
     return np.uint64(int.from_bytes(digest, "little"))
 
 
@@ -44,10 +45,10 @@ def uniform(word: NDArray[np.uint64]) -> NDArray[np.float64]:
     return (word >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def utterance_hash(identity: str) -> int:
-    """63 bits of BLAKE2b over an utterance's id, which key its draws."""
-    digest = hashlib.blake2b(identity.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "little") & _MASK_63
+def utterance_hashes(identities: Iterable[str]) -> NDArray[np.int64]:
+    """63 bits of BLAKE2b over each utterance's id, which key its draws: int64 ``[n]``."""
+    digests = [blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest() for text in identities]
+    return np.frombuffer(b"".join(digests), "<i8") & _MASK_63
 
 
 def copy_hash(utterances: NDArray[np.int64], copies: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -21,7 +21,8 @@ from nest_fn.train.errors import UsageError
 from nest_fn.train.hash_rng import randint_below, random_words, stream_key
 
 from .corpus.audio import read_audio
-from .corpus.manifest import Manifest, load_manifest
+from .corpus.manifest import load_manifest
+from .corpus.manifest_table import Manifest
 from .corpus.thread_map import ordered_map
 
 _TRIES = 10

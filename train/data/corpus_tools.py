@@ -22,7 +22,8 @@ from nest_fn.version import versions
 from .batch_plan import plan_epoch
 from .buckets import choose_shapes
 from .corpus.audio import AUDIO_SUFFIXES, AudioInfo, audio_info, read_audio
-from .corpus.manifest import Manifest, load_manifest, write_manifest
+from .corpus.manifest import load_manifest, write_manifest
+from .corpus.manifest_table import Manifest
 from .corpus.shard_index import write_shards
 from .corpus.thread_map import ordered_map
 

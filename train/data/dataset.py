@@ -31,7 +31,8 @@ from .batch_plan import Plan, PlannedBatch, plan_epoch, plan_stream
 from .buckets import Shapes, choose_shapes
 from .clips import ClipPool, draw_noise, load_clips, noise_words
 from .corpus.audio import read_audio
-from .corpus.manifest import Manifest, load_manifest
+from .corpus.manifest import load_manifest
+from .corpus.manifest_table import Manifest
 from .corpus.thread_map import ordered_map
 
 

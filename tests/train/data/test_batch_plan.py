@@ -19,7 +19,7 @@ from nest_fn.config.training import DataConfig
 from nest_fn.train.data.batch_plan import Plan, PlannedBatch, plan_epoch, plan_stream
 from nest_fn.train.data.buckets import Shapes, batch_counts, choose_shapes
 from nest_fn.train.errors import UsageError
-from nest_fn.train.hash_rng import utterance_hash
+from nest_fn.train.hash_rng import utterance_hashes
 
 lengths_of = st.lists(st.integers(1, 60 * 16000), min_size=1, max_size=120).map(lambda v: np.array(v, np.int64))
 configs = st.builds(
@@ -32,7 +32,7 @@ configs = st.builds(
 
 
 def _hashes(count: int) -> NDArray[np.int64]:
-    return np.array([utterance_hash(f"u{number}") for number in range(count)])
+    return utterance_hashes(f"u{number}" for number in range(count))
 
 
 def _plan(lengths: NDArray[np.int64], config: DataConfig | None = None, **options: Any) -> Plan:

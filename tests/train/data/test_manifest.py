@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nest_fn.train.data.corpus.manifest import Manifest, load_manifest, manifest_files, write_manifest
+from nest_fn.train.data.corpus.manifest import load_manifest, manifest_files, write_manifest
+from nest_fn.train.data.corpus.manifest_table import Manifest
 from nest_fn.train.data.corpus.wav import write_wav
 from nest_fn.train.errors import DataError
 
@@ -58,7 +59,7 @@ def test_forms_of_lines(tmp_path: Path) -> None:
     )
     (tmp_path / "m.jsonl").write_bytes(text)
     manifest = _load(tmp_path / "m.jsonl")
-    assert manifest.names == ["a.wav", "b.wav", "ä 音.wav"]
+    assert list(manifest.names) == ["a.wav", "b.wav", "ä 音.wav"]
     assert manifest.duration.tolist() == [2, 7, 1] and manifest.offset.tolist() == [0, 0, 0.5]
     assert manifest.line.tolist() == [1, 4, 6]
     assert manifest.fields(0) == {"audio_filepath": "a.wav", "duration": 2}
@@ -241,6 +242,6 @@ def test_a_manifest_that_changed_under_us(tmp_path: Path) -> None:
 def test_written_manifests_read_back(tmp_path: Path) -> None:
     write_manifest(tmp_path / "m.jsonl", [_entry("ä.wav"), _entry("b.wav", speaker="s")])
     manifest = _load(tmp_path / "m.jsonl")
-    assert manifest.names == ["ä.wav", "b.wav"] and manifest.fields(1)["speaker"] == "s"
+    assert list(manifest.names) == ["ä.wav", "b.wav"] and manifest.fields(1)["speaker"] == "s"
     assert os.listdir(tmp_path) == ["m.jsonl"]
     assert not math.isnan(manifest.duration.sum())

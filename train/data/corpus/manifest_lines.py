@@ -2,6 +2,9 @@
 
 ``audio_filepath`` (or ``audio_filename``) is required; ``duration`` and ``offset`` are seconds; ``shard_id`` is for tar
 shards; all other keys are kept as they are (reference 7.1).
+
+A million lines cost seconds: what a line of the usual form says is read quickly (``_usual``). Any other, be it good or
+bad, is read again by ``parse_line`` and ``_entry``, which know what is wrong with it.
 """
 
 from __future__ import annotations
@@ -9,18 +12,24 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from nest_fn.files.inputs import open_plain
 from nest_fn.files.quoting import shown
 from nest_fn.train.errors import DataError
 
 _SHOWN = 20  # most problems that an error message lists
-_BOM = b"\xef\xbb\xbf"
-_LONGEST = 1 << 22  # most bytes of a line
+BOM = b"\xef\xbb\xbf"  # may stand before the first line
+LONGEST = 1 << 22  # most bytes of a line
+BLOCK = 1 << 20  # bytes that are read at a time
+_HUGE = 1e9  # seconds; larger numbers may be too large for a float
+_decode = json.JSONDecoder().raw_decode
 
 
 class Entry(NamedTuple):
@@ -30,8 +39,26 @@ class Entry(NamedTuple):
     offset: float  # seconds
     duration: float  # seconds; NaN: to be read from the file
     shard: int  # -1: not given
-    line: int  # from 1
-    position: int  # of the line, in bytes from the start of the file
+
+
+@dataclass
+class EntryBlock:
+    """The utterances of consecutive lines, as columns of equal length."""
+
+    names: list[str] = field(default_factory=list)
+    offset: list[float] = field(default_factory=list)  # seconds
+    duration: list[float] = field(default_factory=list)  # seconds; NaN: to be read from the file
+    shard: list[int] = field(default_factory=list)  # -1: not given
+    line: list[int] = field(default_factory=list)  # from 1
+    position: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # of the line in the file, bytes
+
+    def add(self, entry: Entry, line: int) -> None:
+        """Add an utterance at the end of the columns, all but ``position``."""
+        self.names.append(entry[0])
+        self.offset.append(entry[1])
+        self.duration.append(entry[2])
+        self.shard.append(entry[3])
+        self.line.append(line)
 
 
 @dataclass
@@ -56,28 +83,77 @@ class LineProblems:
             raise DataError(f"{what}: {self.total} problems\n  " + "\n  ".join(self.lines) + more)
 
 
-def read_entries(file: str, problems: LineProblems) -> Iterator[Entry]:
-    """Yield the utterances of a manifest in order; bad lines are added to ``problems``.
+def read_blocks(file: str, problems: LineProblems, size: int = BLOCK) -> Iterator[EntryBlock]:
+    """Yield the utterances of a manifest in order, ``size`` bytes at a time; bad lines are added to ``problems``.
 
     Raises ``DataError`` if the manifest cannot be read, or a line is too long.
     """
     try:
         with open_plain(file) as stream:
-            position = 0
-            for number, raw in enumerate(iter(lambda: stream.readline(_LONGEST + 1), b""), start=1):
-                if len(raw) > _LONGEST:
-                    raise DataError(f"{file}:{number}: the line is longer than {_LONGEST} bytes: {_short(raw)}")
-                text = raw.removeprefix(_BOM) if number == 1 else raw
-                text = text.strip(b" \t\r\n")
-                if text:
-                    try:
-                        yield _entry(parse_line(text), number, position)
-                    except DataError as error:
-                        problems.add(f"{file}:{number}", error)
-                position += len(raw)
+            first, position = 1, 0
+            while data := stream.read(size) + stream.readline(LONGEST + 1):
+                last = data[data.rfind(b"\n", 0, -1) + 1 :]
+                if len(last) > LONGEST:  # no other line can be, for it began in this block
+                    number = first + data.count(b"\n", 0, -1)
+                    raise DataError(f"{file}:{number}: the line is longer than {LONGEST} bytes: {_short(last)}")
+                block = _parse(data, file, first, problems)
+                block.position = _begins(data)[np.array(block.line, np.int64) - first] + position
+                yield block
+                first, position = first + data.count(b"\n"), position + len(data)
     except OSError as error:
         reason = error.strerror or error
         raise DataError(f"manifest {file}: {reason}; looked for {Path(file).absolute()}") from error
+
+
+def _begins(data: bytes) -> NDArray[np.int64]:
+    """The places at which the lines of ``data`` begin."""
+    return np.concatenate([np.zeros(1, np.int64), np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")) + 1])
+
+
+def _parse(data: bytes, file: str, first: int, problems: LineProblems) -> EntryBlock:
+    """The utterances of whole lines, of which the first has number ``first``."""
+    block = EntryBlock()
+    for number, line in enumerate(_split(data), first):
+        entry = _usual(line) if isinstance(line, str) else None
+        if entry is None:
+            try:
+                entry = parse_entry(line.encode() if isinstance(line, str) else line, number)
+            except DataError as error:
+                problems.add(f"{file}:{number}", error)
+        if entry is not None:
+            block.add(entry, number)
+    return block
+
+
+def _split(data: bytes) -> Sequence[str | bytes]:
+    """The lines, as bytes if not all of them are UTF-8."""
+    try:
+        return data.decode().split("\n")
+    except UnicodeDecodeError:
+        return data.split(b"\n")
+
+
+def _usual(line: str) -> Entry | None:
+    """What a line of the usual form says; None for any other, be it good or bad."""
+    try:
+        record, end = _decode(line)
+    except (ValueError, RecursionError):
+        return None
+    if (end != len(line) and line[end:] != "\r") or type(record) is not dict:
+        return None
+    name: Any = record.get("audio_filepath")
+    duration: Any = record.get("duration")
+    offset: Any = record.get("offset", 0.0)
+    if not (type(name) is str and name.isascii() and name.strip()) or "\0" in name or "shard_id" in record:
+        return None
+    numbers = (type(duration) is float or type(duration) is int) and (type(offset) is float or type(offset) is int)
+    return Entry(name, offset, duration, -1) if numbers and 0 < duration < _HUGE and 0 <= offset < _HUGE else None
+
+
+def parse_entry(line: bytes, number: int) -> Entry | None:
+    """The utterance of line ``number``; None if it is empty. Raises ``DataError`` that says what is wrong with it."""
+    text = (line.removeprefix(BOM) if number == 1 else line).strip(b" \t\r\n")
+    return _entry(parse_line(text)) if text else None
 
 
 def parse_line(text: bytes) -> dict[str, Any]:
@@ -93,7 +169,7 @@ def parse_line(text: bytes) -> dict[str, Any]:
     return record
 
 
-def _entry(record: dict[str, Any], line: int, position: int) -> Entry:
+def _entry(record: dict[str, Any]) -> Entry:
     """The keys that ``Entry`` has, with their types checked."""
     name = record.get("audio_filepath", record.get("audio_filename"))
     if name is None:
@@ -107,7 +183,7 @@ def _entry(record: dict[str, Any], line: int, position: int) -> Entry:
         raise DataError(f"offset {offset} is negative; it is seconds from the start of the file")
     if duration <= 0:
         raise DataError(f"duration {duration} is not positive; leave it out to have it read from the file")
-    return Entry(name, offset, duration, _shard(record.get("shard_id")), line, position)
+    return Entry(name, offset, duration, _shard(record.get("shard_id")))
 
 
 def _check_name(name: object) -> None:
@@ -149,5 +225,5 @@ def _shard(value: object) -> int:
 
 
 def _short(value: object) -> str:
-    """A value as short text on one line."""
+    """A value of a line as short text on one line."""
     return shown(value.decode("utf-8", "replace") if isinstance(value, bytes) else value)

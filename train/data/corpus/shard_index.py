@@ -30,7 +30,7 @@ from .thread_map import ordered_map
 from .wav import Span
 
 if TYPE_CHECKING:
-    from .manifest import Manifest
+    from .manifest_table import Manifest
 
 _MAX_SHARDS = 100_000
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
