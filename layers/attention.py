@@ -91,26 +91,49 @@ def attention(
     allows all keys. Padded queries attend to nothing, so their output is the bias of the output projection. ``fused``
     uses PyTorch's fused kernel unless attention dropout is active; that kernel has no forward-mode derivatives.
     """
+    query, keys, bias = _queries_keys_bias(params, x, positions, valid, context, heads)
+    values = split_heads(linear(params["value"], x), heads)
+    if fused and not (train and rate > 0.0):
+        mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=bias.expand(-1, heads, x.shape[1], -1))
+    else:
+        mixed = dropout(_softmax_weights(query, keys, bias), rate, key=key, train=train) @ values
+    return linear(params["output"], zero_padding(merge_heads(mixed), valid))
+
+
+def attention_weights(
+    params: AttentionParams, x: Tensor, positions: Tensor | None, valid: Tensor, context: Tensor | None, *, heads: int
+) -> Tensor:
+    """The weights with which ``attention`` mixes the values: ``[B, T, D] -> [B, H, T, T]`` (query, key).
+
+    Before dropout; over the keys they add up to 1, for padded queries too. Arguments and errors as of ``attention``.
+    """
+    return _softmax_weights(*_queries_keys_bias(params, x, positions, valid, context, heads))
+
+
+def _queries_keys_bias(
+    params: AttentionParams, x: Tensor, positions: Tensor | None, valid: Tensor, context: Tensor | None, heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries and keys ``[B, H, T, d_k]``, and what is added to their scaled products: ``[B, H or 1, T or 1, T]``."""
     check_attention("attention", x, positions, valid, 2 * x.shape[1] - 1)
     query = split_heads(linear(params["query"], x), heads)
     keys = split_heads(linear(params["key"], x), heads)
-    values = split_heads(linear(params["value"], x), heads)
-    scale = 1.0 / math.sqrt(query.shape[-1])
     by_position: Tensor | float = 0.0
     if positions is not None:
         relative = split_heads(linear(params["position"], positions), heads)
-        position_query = (query + params["position_bias"][:, None]) * scale
+        position_query = (query + params["position_bias"][:, None]) * _scale(query)
         query = query + params["content_bias"][:, None]
         by_position = shift(position_query @ relative.transpose(-1, -2))
     allowed = valid[:, None, None, :] if context is None else valid[:, None, None, :] & _broadcast_heads(context)
     # Added, not put in their place: weights are 0 all the same, and so is the gradient, without a pass of its own.
-    bias = by_position + torch.where(allowed, 0.0, MASKED).to(query.dtype)
-    if fused and not (train and rate > 0.0):
-        mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=bias.expand(-1, heads, x.shape[1], -1))
-    else:
-        weights = torch.softmax((query * scale) @ keys.transpose(-1, -2) + bias, dim=-1)
-        mixed = dropout(weights, rate, key=key, train=train) @ values
-    return linear(params["output"], zero_padding(merge_heads(mixed), valid))
+    return query, keys, by_position + torch.where(allowed, 0.0, MASKED).to(query.dtype)
+
+
+def _scale(query: Tensor) -> float:
+    return 1.0 / math.sqrt(query.shape[-1])
+
+
+def _softmax_weights(query: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
+    return torch.softmax((query * _scale(query)) @ keys.transpose(-1, -2) + bias, dim=-1)
 
 
 def check_attention(what: str, x: Tensor, positions: Tensor | None, valid: Tensor, rows: int) -> None:
