@@ -103,7 +103,11 @@ def batch_norm(
     _check_channels("batch_norm", params, x)
     if not train:
         mean, variance = state["running_mean"], state["running_var"]
-        return F.batch_norm(x, mean, variance, params["weight"], params["bias"], eps=EPS), state
+        # The kernel takes half-precision x with parameters in the precision of the statistics, and no other mixture.
+        weight, bias = params["weight"], params["bias"]
+        if x.dtype == torch.bfloat16:
+            weight, bias = weight.to(mean.dtype), bias.to(mean.dtype)
+        return F.batch_norm(x, mean, variance, weight, bias, eps=EPS), state
     if valid is None and gather is None:
         # The kernel does not return the batch statistics, so they are computed separately, for the running ones.
         mean, variance, count = _statistics(x)

@@ -8,6 +8,9 @@ from typing import Any
 EXTRAS: dict[str, dict[str, tuple[str, ...]]] = {  # extra of pyproject.toml: package: names that must exist in it
     "audio": {"soundfile": ("SoundFile", "SoundFileError")},
     "log": {"tensorboard": ("__version__",)},
+    "text": {"sentencepiece": ("SentencePieceProcessor",)},
+    "tokenizers": {"tokenizers": ("Tokenizer",)},
+    "beam": {"flashlight.lib.text.decoder": ("LexiconFreeDecoder",)},
     "export": {"safetensors": ("safe_open",), "onnx": ("ModelProto",), "onnxscript": ("ir",)},
 }
 
@@ -19,7 +22,7 @@ def load_extra(package: str) -> Any:
     try:
         module = importlib.import_module(package)
     except Exception as error:  # a package built for other versions fails in many ways
-        if isinstance(error, ModuleNotFoundError) and error.name == package:
+        if isinstance(error, ModuleNotFoundError) and error.name == package.partition(".")[0]:
             raise ImportError(f"the package {package} is not installed: {install}") from error
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
         raise ImportError(f"the package {package} does not load ({reason}); install it anew: {install}") from error

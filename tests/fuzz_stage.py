@@ -17,6 +17,9 @@ from nest_fn import Config, init, key, save_file
 from nest_fn.config.parse.coerce import to_plain
 from nest_fn.layers.tree import flatten
 from nest_fn.train.cli.main import main
+from nest_fn.train.ctc.model_files import Recogniser, save_recogniser
+from nest_fn.train.ctc.recogniser import Design, init_head
+from nest_fn.train.ctc.tokens import TokenList
 from nest_fn.train.data.corpus.manifest import write_manifest
 from nest_fn.train.data.corpus.wav import write_wav
 
@@ -62,7 +65,8 @@ class Stage:
             "extract": {"checkpoint": model, "source": data, "out": out},
             "tokenize": {"checkpoint": model, "source": data, "out": out},
             "probe": {"checkpoint": model, "label": ["speaker"], "train": data, "test": data},
-            "finetune-ctc": {"checkpoint": model, "out": out, "overrides": train},
+            "finetune-ctc": {"checkpoint": model, "out": out, "overrides": train, "tokens": ["characters"]},
+            "transcribe": {"checkpoint": ["recogniser"], "source": data, "out": ["out/new.jsonl"]},
         }.get(command, {})
 
     def files(self) -> dict[str, tuple[int, int]]:
@@ -117,7 +121,11 @@ def _good() -> None:
         lines.append({"audio_filepath": f"a{number}.wav", "duration": len(samples) / 16000, **known})
     write_manifest("m.jsonl", lines)
     cfg = Config.preset("tiny", _TINY[:2])
-    save_file("model.pt", *init(key(0), cfg), cfg)
+    params, state = init(key(0), cfg)
+    save_file("model.pt", params, state, cfg)
+    design, tokens = Design(0), TokenList(("a", "b"))
+    made = Recogniser(params, state, init_head(key(1), cfg, design, tokens.size), cfg, design, tokens)
+    save_recogniser("recogniser", made, cfg.to_dict(), {})
     told = io.StringIO()
     with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
         assert main(["pretrain", "-c", "tiny", "--folder", "run", "data.train=m.jsonl", *_TINY, *_TWO]) == 0, (

@@ -18,12 +18,16 @@ from nest_fn.layers.types import Tensor
 from nest_fn.mel import make_tables
 from nest_fn.model import init
 from nest_fn.train.augment.reverb import reverberate
+from nest_fn.train.ctc.recogniser import Design, step_keys, token_log_probs
+from nest_fn.train.ctc.spec_augment import SpecAugment
+from nest_fn.train.ctc.step import ctc_sum
+from nest_fn.train.ctc.transcripts import Transcripts
 from nest_fn.train.data.dataset import load_batch
 from nest_fn.train.data.transfer import to_device
-from nest_fn.train.downstream.ctc import _ctc, _log_probs
 from nest_fn.train.downstream.extract import extract, tokenize
 from nest_fn.train.downstream.inference import Model, open_audio
 from nest_fn.train.downstream.utterance_probe import _pooled
+from nest_fn.train.finetune.context import with_targets
 from nest_fn.train.run.batch import micro_batches
 from nest_fn.train.step import metrics
 from nest_fn.train.step import step as steps
@@ -191,13 +195,16 @@ def test_extraction_tokens_probes_and_recognition(corpus: Corpus, tmp_path: Path
             assert len(list(tokenize(model, dataset, tmp_path / name / "tokens"))) == 4
             pooled = _pooled(dataset, (model.params, model.state), cfg)
             raw = load_batch(dataset, next(iter(dataset.plan(0))), 0)
-            with torch.no_grad():
-                head = random.key(0, device=device_of(model.params))
-                log_probs, lengths, _ = _log_probs(
-                    model.params, init_linear(head, 32, 5), model.state, raw, cfg, None, train=False
-                )
-                value = _ctc(log_probs, lengths, [[1, 2] for _ in raw["ids"]])
-            scores[name] = (pooled, float(value))
+            device = device_of(model.params)
+            texts = Transcripts({}, {name: [1, 2] for name in raw["ids"] if name})
+            head = {"linear": init_linear(random.key(0, device=device), 32, 5), "mixture": torch.zeros(2).to(device)}
+            (batch,) = with_targets(raw, texts, cfg, device)
+            keys, masks = step_keys(random.key(1, device=device), batch["utterance"]), SpecAugment(1, 20, 0.5, 1, 8)
+            log_probs, lengths, _ = token_log_probs(
+                model.params, head, model.state, batch, cfg, Design(None), keys=keys, train=True, masks=masks
+            )
+            value = float(ctc_sum(log_probs, lengths, batch)[0])
+            scores[name] = (pooled, value)
     torch.testing.assert_close(scores["there"], scores["here"])
     for one in (tmp_path / "here").rglob("*.np?"):
         assert one.read_bytes() == (tmp_path / "there" / one.relative_to(tmp_path / "here")).read_bytes()

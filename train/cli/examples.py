@@ -17,6 +17,7 @@ EXAMPLES = {
     "tokenize": "nest-fn tokenize runs/large test.jsonl --out tokens",
     "probe": "nest-fn probe runs/large --label speaker --train train.jsonl --test test.jsonl",
     "finetune-ctc": "nest-fn finetune-ctc runs/large data.train=train.jsonl data.valid=valid.jsonl --out recogniser",
+    "transcribe": "nest-fn transcribe recogniser test.jsonl --out recognised.jsonl",
     "doctor": "nest-fn doctor runs",
     "bench": "nest-fn bench --out bench.json",
     "demo": "nest-fn demo --folder runs/demo",

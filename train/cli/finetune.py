@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import json
+import os
+import shlex
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from nest_fn.files.quoting import shown
 from nest_fn.train.errors import UsageError
 
 from . import option_types
-from .stream import tell
 
-if TYPE_CHECKING:
-    from nest_fn.config import Config
-
-# Settings in which fine-tuning differs from pre-training; overrides on the command line take precedence.
-_RECIPE = (
-    "optim.name=adamw", "optim.lr=1e-3", "optim.sched.name=cosine", "optim.sched.warmup_ratio=0.1",
-    "optim.sched.warmup_steps=null", "optim.sched.max_steps=null", "optim.sched.min_lr=1e-6", "trainer.max_steps=1000",
-    "trainer.valid_every=200", "trainer.clip_norm=1.0", "data.noise=[]", "data.rir=[]", "data.weights=null",
-)  # fmt: skip
-
-
-# Trainer settings that fine-tuning uses, settings that it ignores, and those that may differ from the checkpoint's.
-_USED = ("trainer.max_steps", "trainer.valid_every", "trainer.clip_norm")
-_WITHOUT_EFFECT = ("trainer.", "data.noise", "data.rir", "data.augment.")
-_FREE = (
-    "data.", "optim.", "trainer.", "encoder.dropout", "encoder.stochastic_depth", "encoder.use_pytorch_sdpa",
-    "preprocessor.dither", "preprocessor.nb_",
-)  # fmt: skip
+_TOKENS = (
+    "characters, or a file: a SentencePiece .model, a tokenizers .json, or one token a line; default: SentencePiece "
+    "pieces of the transcripts (extra text)"
+)
 
 
 def add_commands(commands: Any) -> None:
@@ -43,76 +29,123 @@ def add_commands(commands: Any) -> None:
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="data.train=a.jsonl data.valid=b.jsonl ...")
     parser.add_argument(
-        "--out", required=True, type=option_types.path, help="folder to write: the model, its head, metrics"
+        "--out", required=True, type=option_types.path, help="run folder: curves, checkpoints, the best model"
     )
-    parser.add_argument(
-        "--frozen-steps", type=option_types.whole(0), default=0, help="steps in which only the head learns"
-    )
-    parser.add_argument(
-        "--tokens",
-        type=option_types.path,
-        default=None,
-        help="a file with one token a line; default: the text's characters",
-    )
-    parser.add_argument("--scratch", action="store_true", help="random weights instead of the checkpoint's, to compare")
     option_types.add_overwrite(parser)
+    _add_token_options(parser)
+    parser.add_argument("--from-scratch", action="store_true", help="random weights instead of the checkpoint's")
     parser.add_argument(
-        "--seed", type=option_types.seed, default=0, help="of the head, and of the encoder from scratch"
+        "--frozen-steps",
+        type=option_types.whole_or_all(0),
+        default=0,
+        help="first steps in which only the head learns, or all",
+    )
+    parser.add_argument(
+        "--encoder-lr",
+        type=option_types.positive("times optim.lr", 1e6),
+        default=1.0,
+        help="learning rate of the encoder, as a multiple of that of the head",
+    )
+    parser.add_argument(
+        "--layer",
+        type=option_types.layer,
+        default=-1,
+        help="layer whose frames the head reads, -1 the last, or weighted: a learned sum of all",
+    )
+    _add_mask_options(parser)
+
+
+def _add_token_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tokens", type=option_types.path, default=None, help=_TOKENS)
+    parser.add_argument(
+        "--pieces",
+        type=option_types.whole(2, 2**20),
+        default=None,
+        help="number of pieces; default: the fewest with which 99 %% of the lines fit their frames",
+    )
+    parser.add_argument(
+        "--most-left-out",
+        type=option_types.fraction,
+        default=0.25,
+        metavar="FRACTION",
+        help="fraction of the lines that may be left out, as their text does not fit their frames",
     )
 
 
-def _finetune(args: argparse.Namespace) -> None:
-    from nest_fn.checkpoint.folder import META, own_checkpoint, read_meta, write_checkpoint
-    from nest_fn.config.writer import to_text
-    from nest_fn.files.atomic import anything, atomic_write
-    from nest_fn.files.outputs import begin, claim, finish
-    from nest_fn.interop.convert import model_digest
-    from nest_fn.layers import random
-    from nest_fn.model import init
-    from nest_fn.train.downstream.ctc import finetune, read_tokens
+def _add_mask_options(parser: argparse.ArgumentParser) -> None:
+    """SpecAugment; the names say what each mask covers."""
+    masks = (("time", 25, "frames of 10 ms"), ("freq", 15, "mel bins"))
+    for name, width, unit in masks:
+        parser.add_argument(
+            f"--{name}-masks",
+            type=option_types.whole(0, 1000),
+            default=0,
+            metavar="N",
+            help=f"SpecAugment: masks over {unit} in each utterance",
+        )
+        parser.add_argument(
+            f"--{name}-width",
+            type=option_types.whole(1, 10**6),
+            default=width,
+            metavar="N",
+            help=f"SpecAugment: widest mask, {unit}",
+        )
+    parser.add_argument(
+        "--time-share",
+        type=option_types.fraction,
+        default=0.05,
+        metavar="FRACTION",
+        help="SpecAugment: widest mask over time, as a fraction of the utterance",
+    )
+
+
+def _finetune(args: argparse.Namespace) -> int:
+    from nest_fn.train.ctc.recogniser import Design
+    from nest_fn.train.ctc.spec_augment import SpecAugment
+    from nest_fn.train.ctc.step import Recipe
     from nest_fn.train.downstream.inference import load_model
-    from nest_fn.train.run.device import keep_freed_memory
-    from nest_fn.version import versions
+    from nest_fn.train.finetune.prepare import Request
+    from nest_fn.train.finetune.run import finetune
+    from nest_fn.train.finetune.settings import finetune_config
+    from nest_fn.train.run.record.log_file import LogFile
+    from nest_fn.train.run.record.run_folder import RunFolder
 
-    keep_freed_memory()
+    from .console import ConsoleReporter
+    from .stream import joined_ranks
+
     model = load_model(args.checkpoint)
-    cfg = model.cfg.override(*_RECIPE, *args.overrides)
-    _check_overrides(model.cfg.override(*_RECIPE), cfg, args.scratch)
-    params, state = (model.params, model.state) if not args.scratch else init(random.key(args.seed), cfg)
-    tokens = None if args.tokens is None else read_tokens(args.tokens)
-    steps = finetune(params, state, cfg, frozen_steps=args.frozen_steps, tokens=tokens, seed=args.seed)
-    out = Path(args.out)
-    facts = {"config": to_text(cfg.to_dict()), "tokens": tokens, "seed": args.seed, "frozen_steps": args.frozen_steps}
-    origin = {"command": "finetune-ctc", "model": model_digest(params, state, cfg), **facts, **versions()}
-    inputs = [args.checkpoint, *cfg.data.train, *cfg.data.valid]
-    place = claim(out, origin, folder=True, inputs=inputs, overwrite=args.overwrite)
-    if place.done:
-        return tell(f"{out} holds the same fine-tuning, finished")
-    begin(place)
-    lines = []
-    for step, rates, made in steps:
-        lines.append({"step": step, **rates._asdict()})
-        with atomic_write(out / "metrics.jsonl", 0, replaces=anything) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        trees = {"params": made.params, "state": made.state, "head": made.head}
-        meta = {"step": step, "tokens": list(made.alphabet.tokens)}
-        write_checkpoint(out / "model", trees, cfg.to_dict(), meta, replaces=own_checkpoint)
-        tell(f"step {step}/{cfg.trainer.max_steps}  loss {rates.loss:.4f}  CER {rates.cer:.3f}  WER {rates.wer:.3f}")
-    finish(place, ["metrics.jsonl", f"model/{META}", *(f"model/{name}" for name in read_meta(out / "model")["files"])])
+    cfg = finetune_config(model.cfg, args.overrides, args.from_scratch)
+    if args.pieces is not None and args.tokens is not None:
+        raise UsageError("finetune-ctc: --pieces is for pieces of the transcripts; with --tokens leave it out.")
+    masks = SpecAugment(args.time_masks, args.time_width, args.time_share, args.freq_masks, args.freq_width)
+    frozen = None if args.frozen_steps == "all" else args.frozen_steps
+    recipe = Recipe(Design(_layer(args.layer, cfg)), frozen, args.encoder_lr, masks)
+    request = Request(args.tokens, args.pieces, args.most_left_out, args.from_scratch)
+    log = LogFile(RunFolder(args.out).log(int(os.environ.get("RANK", "0"))))
+    with joined_ranks(cfg, log) as job:
+        return finetune(
+            (model.params, model.state),
+            cfg,
+            request,
+            recipe,
+            Path(args.out),
+            ConsoleReporter(),
+            inputs=[args.checkpoint],
+            overwrite=args.overwrite,
+            command=[shlex.quote(word) for word in sys.argv],
+            job=job,
+        )
 
 
-def _check_overrides(before: Config, after: Config, scratch: bool) -> None:
-    """Raise ``UsageError`` for an override that has no effect or changes the architecture of the checkpoint's model."""
-    from nest_fn.layers.tree import flatten
+def _layer(asked: int | str, cfg: Any) -> int | None:
+    """The layer's number from 0; None for a weighted sum. Raises ``UsageError``."""
+    from nest_fn.hidden_states import layer_numbers
 
-    old, new = flatten(before.to_dict()), flatten(after.to_dict())
-    for key in sorted(old.keys() | new.keys()):
-        if old.get(key) == new.get(key):
-            continue
-        if key.startswith(_WITHOUT_EFFECT) and key not in _USED:
-            raise UsageError(f"finetune-ctc: {key} has no effect on fine-tuning; leave it out.")
-        if not scratch and not key.startswith(_FREE):
-            raise UsageError(
-                f"finetune-ctc: {key} is {shown(new.get(key))}, the checkpoint's model has {shown(old.get(key))}; "
-                "leave it out, or start from random weights with --scratch."
-            )
+    last = cfg.encoder.n_layers - 1
+    try:
+        number = None if asked == "weighted" else layer_numbers(cfg.encoder.n_layers, [int(asked)])[0]
+    except ValueError as error:
+        raise UsageError(f"finetune-ctc: --layer {asked}: {error}") from error
+    if cfg.encoder.reduction and number != last:
+        raise UsageError("finetune-ctc: --layer: below encoder.reduction layers differ in length; use the last.")
+    return number

@@ -9,7 +9,6 @@ import shlex
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,7 +19,15 @@ from nest_fn.train.errors import EXIT_FAILURE, EXIT_PIPE, NestError, UsageError,
 from nest_fn.version import __version__
 
 from . import bench, option_types
-from .stream import Console, finish_standard_streams, named_output, open_standard_streams, show
+from .stream import (
+    exit_if_distributed,
+    finish_standard_streams,
+    joined_ranks,
+    named_output,
+    open_standard_streams,
+    show,
+    tell_end,
+)  # fmt: skip
 
 EPILOG = """exit codes: 0 done, 1 failure, 2 usage or config, 3 data, 4 checkpoint, 5 not finite, 6 distributed,
 75 saved after a signal, as SIGTERM, SIGUSR1 or SIGHUP (start again to go on), 130 Ctrl-C, 141 results were not wholly
@@ -58,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(unprinted, BrokenPipeError):
         return code or EXIT_PIPE
     if unprinted is not None:
-        _tell(error_text(named_output(unprinted)))
+        tell_end(error_text(named_output(unprinted)))
         return code or EXIT_FAILURE
     return code
 
@@ -70,12 +77,12 @@ def _run(argv: Sequence[str] | None) -> int:
     except BrokenPipeError:
         return EXIT_PIPE
     except (NestError, ConfigError, OSError) as error:
-        _tell(error_text(error))
+        tell_end(error_text(error))
         misnamed = isinstance(error, OSError) and error.errno in _MISNAMED
-        return _exit_if_distributed(UsageError.exit_code if misnamed else exit_code(error))
+        return exit_if_distributed(UsageError.exit_code if misnamed else exit_code(error))
     except (Exception, KeyboardInterrupt) as error:
-        _tell(error_text(error))
-        return _exit_if_distributed(exit_code(error))
+        tell_end(error_text(error))
+        return exit_if_distributed(exit_code(error))
 
 
 def _read(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -89,48 +96,21 @@ def _read(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _tell(text: str) -> None:
-    """Print a last line on standard error; it overwrites a progress bar."""
-    rank = f"rank {os.environ.get('RANK')}: " if _is_distributed() else ""
-    console = Console(sys.stderr)
-    console.write(("\r\033[K" if console.terminal else "") + rank + text + "\n")
-
-
-def _is_distributed() -> bool:
-    return os.environ.get("WORLD_SIZE", "1") != "1"
-
-
-def _exit_if_distributed(code: int) -> int:
-    """A failed rank exits immediately: the teardown of a process group can block on a lost peer."""
-    if _is_distributed():
-        finish_standard_streams()
-        os._exit(code)
-    return code
-
-
-def _on_hang(log: Any, error: NestError) -> None:
-    """Log the error and exit immediately, even if the main thread is blocked."""
-    log.write(error_text(error))
-    log.close()
-    _tell(error_text(error))
-    os._exit(error.exit_code)
-
-
 def _parser() -> argparse.ArgumentParser:
+    from . import apply as cli_apply
     from . import data as cli_data
     from . import finetune as cli_finetune
     from . import model as cli_model
-    from . import replay as cli_replay
 
     parser = option_types.Parser(prog="nest-fn", description="Self-supervised pre-training of speech encoders.",
                                      epilog=EPILOG)  # fmt: skip
     parser.add_argument("--version", action="version", version=f"nest-fn {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_command(commands, "pretrain", _pretrain, "train from a config", _pretrain_arguments)
-    cli_replay.add_commands(commands)
     cli_data.add_commands(commands)
     add_command(commands, "config", _config, "show a config, or how two differ", _config_arguments)
     cli_model.add_commands(commands)
+    cli_apply.add_commands(commands)
     cli_finetune.add_commands(commands)
     add_command(commands, "doctor", _doctor, "is this machine ready", _doctor_arguments)
     add_command(commands, "bench", bench.run, "how fast is this machine", bench.add_arguments)
@@ -183,7 +163,6 @@ def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _pretrain(args: argparse.Namespace) -> int:
-    from nest_fn.train.distributed.launch import init_ranks
     from nest_fn.train.run.pretrain import pretrain
     from nest_fn.train.run.record.log_file import LogFile
     from nest_fn.train.run.record.run_folder import RunFolder
@@ -199,8 +178,7 @@ def _pretrain(args: argparse.Namespace) -> int:
         return 0
     folder = RunFolder(args.folder or Path("runs") / Path(args.config).stem)
     command = [shlex.quote(word) for word in sys.argv]
-    on_hang = partial(_on_hang, LogFile(folder.log(int(os.environ.get("RANK", "0")))))
-    with init_ranks(cfg.trainer.rank_timeout_s, cfg.trainer.collective_timeout_s, on_hang) as job:
+    with joined_ranks(cfg, LogFile(folder.log(int(os.environ.get("RANK", "0"))))) as job:
         return pretrain(
             cfg, folder, ConsoleReporter(), resume=args.resume, command=command, allow_changes=args.allow_changes,
             job=job,

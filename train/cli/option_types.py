@@ -93,6 +93,28 @@ def positive(unit: str, high: float) -> Callable[[str], float]:
     return read
 
 
+def fraction(text: str) -> float:
+    """A number from 0 to 1."""
+    number = _number(text)
+    if number is None or not 0 <= number <= 1:
+        raise _refused("want a number from 0 to 1", text)
+    return number
+
+
+def whole_or_all(low: int) -> Callable[[str], int | str]:
+    """A type for whole numbers from ``low``, or ``all``."""
+
+    def read(text: str) -> int | str:
+        return text if text == "all" else whole(low)(text)
+
+    return read
+
+
+def layer(text: str) -> int | str:
+    """A layer's number, or ``weighted``."""
+    return text if text == "weighted" else whole(-(2**31))(text)
+
+
 def layers(text: str) -> list[int] | None:
     """``all`` (None), ``last``, or layer indices as ``0,3,-1``, whose range is checked once the model is loaded."""
     if text in ("all", "last"):

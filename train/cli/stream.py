@@ -1,4 +1,6 @@
-"""Messages to a person, on a stream that may be closed, broken, full or unread; text that it does not take is dropped.
+"""Messages to a person, on a stream that may be closed, broken, full or unread, and the end of a process that has one.
+
+Text that the stream does not take is dropped.
 
 A job must neither end nor block because nobody reads its output. Once a pipe or terminal that nobody reads (``| less``,
 a stopped reader, Ctrl-S) has been full for ``PATIENCE_S``, further lines are dropped; when it is read again, a note
@@ -12,8 +14,15 @@ import os
 import select
 import shutil
 import sys
-from contextlib import suppress
-from typing import TextIO
+from contextlib import AbstractContextManager, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, TextIO
+
+from nest_fn.train.errors import NestError, error_text
+
+if TYPE_CHECKING:
+    from nest_fn.config import Config
+    from nest_fn.train.distributed.launch import Job
 
 PATIENCE_S = 1.0
 _PIECE = select.PIPE_BUF  # bytes that a writable pipe accepts without blocking
@@ -127,3 +136,40 @@ def finish_standard_streams() -> OSError | None:
                 os.dup2(nothing.fileno(), stream.fileno())
                 stream.flush()
     return found
+
+
+def tell_end(text: str) -> None:
+    """Print a last line on standard error; it overwrites a progress bar."""
+    rank = f"rank {os.environ.get('RANK')}: " if is_distributed() else ""
+    console = Console(sys.stderr)
+    console.write(("\r\033[K" if console.terminal else "") + rank + text + "\n")
+
+
+def is_distributed() -> bool:
+    """Whether a launcher started this process as one of several."""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def exit_if_distributed(code: int) -> int:
+    """Return the exit code; under torchrun exit immediately, as normal cleanup could hang in a call to a lost rank."""
+    if is_distributed():
+        finish_standard_streams()
+        os._exit(code)
+    return code
+
+
+def joined_ranks(cfg: Config, log: Any = None) -> AbstractContextManager[Job]:
+    """The ranks of a command; a ``LogFile`` is told of an error that ends the process."""
+    from nest_fn.train.distributed.launch import init_ranks
+
+    trainer = cfg.trainer
+    return init_ranks(trainer.rank_timeout_s, trainer.collective_timeout_s, partial(_on_hang, log))
+
+
+def _on_hang(log: Any, error: NestError) -> None:
+    """Log the error and exit immediately, even if the main thread is blocked."""
+    if log is not None:
+        log.write(error_text(error))
+        log.close()
+    tell_end(error_text(error))
+    os._exit(error.exit_code)

@@ -22,6 +22,9 @@ TORCH = "2.11"  # the version that pyproject.toml asks for
 _FOR = {
     "audio": "FLAC, Ogg and MP3; WAV is read without it",
     "log": "TensorBoard; metrics.jsonl is written without it",
+    "text": "sub-word tokens for finetune-ctc; characters need none",
+    "tokenizers": "vocabularies of the package tokenizers",
+    "beam": "beam search for transcribe",
     "export": ".safetensors and .onnx",
 }
 _GIBIBYTES = 5  # free on disk, below which a run may not end

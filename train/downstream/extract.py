@@ -8,6 +8,7 @@ setting is refused (``nest_fn.files.outputs``). ``index.jsonl`` maps utterances 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,11 @@ from nest_fn.layers.tree import device_of
 from nest_fn.layers.types import Tensor
 from nest_fn.model import quantize
 from nest_fn.train.data.dataset import Dataset
-from nest_fn.train.errors import MemoryExhausted, UsageError, is_out_of_memory
+from nest_fn.train.errors import DataError, MemoryExhausted, UsageError, is_out_of_memory
 from nest_fn.version import versions
 
-from .inference import Model, utterances
+from .inference import ALONE, Job, Model, Utterances, utterances
+from .settings import lasting_settings, model_alone
 
 Arrays = dict[str, NDArray[Any]]
 FORMATS = ("npy", "npz", "safetensors")
@@ -40,6 +42,7 @@ INDEX = "index.jsonl"
 def extract(
     model: Model, dataset: Dataset, out: Path, *, layers: Sequence[int] | None = None,
     weights: Sequence[float] | None = None, level: str = "frame", form: str = "npy", overwrite: bool = False,
+    job: Job = ALONE,
 ) -> Iterator[str]:  # fmt: skip
     """Write features ``[layers, T, D]``, or for ``level="utterance"`` their means ``[layers, D]``; yields file names.
 
@@ -57,7 +60,7 @@ def extract(
         audio, lengths = audio.to(device_of(model.params)), lengths.to(device_of(model.params))
         made, frames = features(model.params, model.state, audio, lengths, model.cfg, chosen)
         for row, count in enumerate(frames.tolist()):
-            each = torch.stack([layer[row, :count].cpu() for layer in made])
+            each = torch.stack([layer[row, :count].float().cpu() for layer in made])
             if level == "utterance":
                 each = each.mean(dim=1)
             if weights is not None:
@@ -65,10 +68,12 @@ def extract(
             yield {"features": each.numpy()}
 
     facts = {"command": "extract", "layers": chosen, "weights": weights, "level": level}
-    return _write_all(model, dataset, out, form, make, facts, overwrite)
+    return _write_all(model, dataset, out, form, make, facts, overwrite, job)
 
 
-def tokenize(model: Model, dataset: Dataset, out: Path, *, form: str = "npz", overwrite: bool = False) -> Iterator[str]:
+def tokenize(
+    model: Model, dataset: Dataset, out: Path, *, form: str = "npz", overwrite: bool = False, job: Job = ALONE
+) -> Iterator[str]:
     """Write ``quantizer`` int64 ``[T, K]``, the targets of training, and ``decoder``, the model's predictions of them.
 
     Raises ``DataError``, ``OutputError``.
@@ -88,39 +93,69 @@ def tokenize(model: Model, dataset: Dataset, out: Path, *, form: str = "npz", ov
 
     if model.cfg.mask_position == "post_conv":
         raise UsageError("tokenize: under post_conv tokens are made of the subsampled signal; extract features instead")
-    return _write_all(model, dataset, out, form, make, {"command": "tokenize"}, overwrite)
+    return _write_all(model, dataset, out, form, make, {"command": "tokenize"}, overwrite, job)
 
 
 @torch.no_grad()
 def _write_all(
     model: Model, dataset: Dataset, out: Path, form: str, make: Callable[[Tensor, Tensor], Iterator[Arrays]],
-    facts: Mapping[str, Any], overwrite: bool,
+    facts: Mapping[str, Any], overwrite: bool, job: Job,
 ) -> Iterator[str]:  # fmt: skip
-    """Write the missing files, batch by batch, then the index."""
+    """Write this rank's missing files, batch by batch; then rank 0 writes the index, unless a stop was asked for."""
     if form not in FORMATS:
         raise UsageError(f"extract: no format is called '{form}'; use one of {', '.join(FORMATS)}")
-    origin = {**facts, "format": form, "model": model_digest(*model), "data": dataset.manifest.digest, **versions()}
+    made_of = {
+        "model": model_digest(model.params, model.state, model_alone(model.cfg)),
+        "data": dataset.manifest.digest,
+    }
+    origin = {**facts, "format": form, **made_of, **lasting_settings(model.cfg), **versions()}
     place = claim(out, origin, folder=True, inputs=dataset.manifest.files, overwrite=overwrite)
+    job.ranks.any(False)  # every rank has judged the folder as it was
     names = _names(dataset, form)
-    begin(place, [*names, INDEX])
-    for batch in utterances(dataset):
+    if job.ranks.is_main:
+        begin(place, [*names, INDEX])
+    job.ranks.any(False)
+    for batch in utterances(dataset, job):
         missing = [row for row, index in enumerate(batch.number.tolist()) if not (out / names[index]).exists()]
         if not missing:
             continue
-        made = _explain_oom(make(batch.audio[missing], batch.lengths[missing]), batch.audio.shape, dataset.sample_rate)
+        made = _explain_oom(make, batch, missing, dataset.sample_rate)
         for index, arrays in zip(batch.number[missing].tolist(), made, strict=True):
+            _check_finite(arrays, dataset.manifest.where(index))
             _write(out / names[index], arrays, form)
             yield names[index]
-    lines = [{**dataset.manifest.fields(index), "feature_filepath": name} for index, name in enumerate(names)]
+    if not job.ranks.any(job.stopped()) and job.ranks.is_main:
+        _write_index(dataset, out, names)
+        finish(place, [*names, INDEX])
+    job.ranks.any(False)
+
+
+def _write_index(dataset: Dataset, out: Path, names: Sequence[str]) -> None:
+    """The manifest's lines with the file of each; paths of audio are absolute, so that they hold in this folder too."""
+    lines = []
+    for index, name in enumerate(names):
+        fields, source = dict(dataset.manifest.fields(index)), dataset.manifest.source(index)
+        if isinstance(source, str):
+            fields.pop("audio_filename", None)
+            fields["audio_filepath"] = os.path.abspath(source)
+        lines.append({**fields, "feature_filepath": name})
     with atomic_write(out / INDEX, 0, replaces=anything) as temporary:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    finish(place, [*names, INDEX])
 
 
-def _explain_oom(made: Iterator[Arrays], shape: Sequence[int], sample_rate: int) -> Iterator[Arrays]:
-    """Turn an out-of-memory error into ``MemoryExhausted`` that names the batch."""
+def _check_finite(arrays: Arrays, where: str) -> None:
+    if not all(np.isfinite(array).all() for array in arrays.values()):
+        raise DataError(f"{where}: what the model makes of it is not finite; look at it with nest-fn data validate, or "
+                        "at the model's weights")  # fmt: skip
+
+
+def _explain_oom(
+    make: Callable[[Tensor, Tensor], Iterator[Arrays]], batch: Utterances, rows: list[int], sample_rate: int
+) -> Iterator[Arrays]:
+    """What ``make`` makes of some rows; out of memory becomes ``MemoryExhausted`` that names the batch."""
+    shape = batch.audio.shape
     try:
-        yield from made
+        yield from make(batch.audio[rows], batch.lengths[rows])
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

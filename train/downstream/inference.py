@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from nest_fn.config import Config, DataConfig
 from nest_fn.interop.convert import read_any
+from nest_fn.layers.tree import tree_map
 from nest_fn.layers.types import Params, State, Tensor
 from nest_fn.train.data.corpus.audio import AUDIO_SUFFIXES, audio_info
 from nest_fn.train.data.corpus_tools import audio_files
-from nest_fn.train.data.dataset import Dataset, load_batch, open_dataset
+from nest_fn.train.data.dataset import Dataset, batches, open_dataset
+from nest_fn.train.distributed.collectives import Ranks
+from nest_fn.train.distributed.launch import SINGLE
+from nest_fn.train.distributed.launch import Job as LaunchedJob
 from nest_fn.train.errors import DataError
+from nest_fn.train.reporter import NullReporter, Reporter
+from nest_fn.train.run.device import choose_device, keep_freed_memory
+
+_REPORT_S = 5.0  # seconds between two reports of progress
 
 
 class Model(NamedTuple):
@@ -28,12 +39,24 @@ class Model(NamedTuple):
     cfg: Config
 
 
+class Job(NamedTuple):
+    """Who works on a corpus, whether to stop, and who is told how far it is."""
+
+    ranks: Ranks = Ranks()
+    stopped: Callable[[], bool] = lambda: False
+    reporter: Reporter = NullReporter()
+
+
+ALONE = Job()
+
+
 class Utterances(NamedTuple):
     """A batch without empty rows."""
 
     number: NDArray[np.int64]  # [B] index in the manifest
     audio: Tensor  # int16 [B, N]
     lengths: Tensor  # int64 [B] samples
+    hashes: Tensor  # int64 [B] which name the utterances
 
 
 def load_model(path: str | Path) -> Model:
@@ -41,32 +64,70 @@ def load_model(path: str | Path) -> Model:
     return Model(*read_any(path))
 
 
+def prepare_device(cfg: Config, job: LaunchedJob = SINGLE) -> torch.device:
+    """The device that ``trainer.device`` names, with the process set up for it. Raises ``UsageError``."""
+    device = choose_device(cfg.trainer.device, job)
+    if device.type == "cuda" and not job.ranks.is_single:
+        torch.cuda.set_device(device)  # NCCL wants to know
+    if cfg.trainer.threads > 0:
+        torch.set_num_threads(cfg.trainer.threads)
+    if device.type == "cpu":
+        keep_freed_memory()
+    return device
+
+
+def place(model: Model, cfg: Config, device: torch.device) -> Model:
+    """The model on a device, with parameters in ``trainer.precision``, and a job's settings as its config."""
+    dtype = torch.bfloat16 if cfg.trainer.precision == "bf16" else None
+    params = tree_map(lambda leaf: leaf.to(device, dtype), model.params)
+    return Model(params, tree_map(lambda leaf: leaf.to(device), model.state), cfg)
+
+
 def open_audio(
-    source: str | Sequence[str], cfg: Config, scratch: Path | None = None, *, batch_seconds: float = 60.0,
-    max_batch_size: int = 256, min_audio: float = 0.0,
-) -> Dataset:  # fmt: skip
+    source: str | Sequence[str], cfg: Config, scratch: Path | None = None, *, data: DataConfig | None = None
+) -> Dataset:
     """A dataset of all utterances of manifests, of a folder, or of one audio file, of any length, mixed to mono.
 
-    For a folder or an audio file, a manifest is written into the folder ``scratch``. Raises ``DataError``.
+    ``data`` has other settings of how it is read. For a folder or an audio file, a manifest is written into the folder
+    ``scratch``. Raises ``DataError``.
     """
     files = [source] if isinstance(source, str) else list(source)
     if len(files) == 1 and (Path(files[0]).is_dir() or files[0].lower().endswith(AUDIO_SUFFIXES)):
         if scratch is None:
             raise DataError(f"{files[0]}: want a manifest here; make one with nest-fn data scan")
         files = [str(_manifest_of(Path(files[0]), scratch / "input.jsonl"))]
-    config = DataConfig(
-        valid=tuple(files), min_duration=0.0, max_duration=86400.0, batch_seconds=batch_seconds,
-        max_batch_size=max_batch_size, min_audio=min_audio, num_workers=0, channel="mix",
-    )  # fmt: skip
-    return open_dataset(config, 0, split="valid", sample_rate=cfg.sample_rate)
+    if data is None:
+        data = DataConfig(
+            min_duration=0.0, max_duration=86400.0, batch_seconds=60.0, min_audio=0.0, num_workers=0, channel="mix"
+        )
+    return open_dataset(replace(data, valid=tuple(files)), 0, split="valid", sample_rate=cfg.sample_rate)
 
 
-def utterances(dataset: Dataset) -> Iterator[Utterances]:
-    """Every utterance once, the longest first."""
-    for number, planned in enumerate(dataset.plan(0)):
-        raw = load_batch(dataset, planned, 0, number)
-        held = planned.index >= 0
-        yield Utterances(planned.index[held], raw["audio"][held], raw["audio_len"][held])
+def utterances(dataset: Dataset, job: Job = ALONE) -> Iterator[Utterances]:
+    """Every utterance once, the longest first; of several ranks each gets its rows of every batch.
+
+    Ends early if ``job.stopped`` becomes true. The reporter is told of the seconds of audio done, at most every 5 s.
+    """
+    number = {dataset.manifest.identity(index): index for index in range(len(dataset.manifest))}
+    ranks, plan = job.ranks, dataset.plan(0)
+    total, done, count = int(dataset.length.sum()) // dataset.sample_rate, 0, 0
+    started = reported = time.monotonic()
+    stream = batches(dataset, epochs=1, rank=ranks.rank, world=ranks.world, stopped=job.stopped)
+    for raw in stream:
+        if job.stopped():
+            return
+        held = [row for row, name in enumerate(raw["ids"]) if name]
+        if held:
+            indices = np.array([number[raw["ids"][row]] for row in held], np.int64)
+            yield Utterances(indices, raw["audio"][held], raw["audio_len"][held], raw["utterance"][held])
+        index = plan.batch(raw["batch"]).index  # those of all ranks
+        done, count = done + int(dataset.length[index[index >= 0]].sum()), count + int((index >= 0).sum())
+        now = time.monotonic()
+        if now - reported > _REPORT_S:
+            reported, seconds = now, done / dataset.sample_rate
+            rate = round(seconds / (now - started), 2)
+            values = {"utterances": count, "of": len(dataset.manifest), "audio_seconds_per_second": rate}
+            job.reporter.progress(int(seconds), total, values)
 
 
 def _manifest_of(source: Path, manifest: Path) -> Path:

@@ -22,9 +22,11 @@ from nest_fn.layers.types import Params, State, Tensor
 from nest_fn.model import init
 from nest_fn.train.data.dataset import Dataset
 from nest_fn.train.errors import DataError
+from nest_fn.train.reporter import NullReporter, Reporter
 
-from .inference import load_model, open_audio, utterances
+from .inference import ALONE, Job, Model, load_model, open_audio, place, prepare_device, utterances
 from .linear_probe import accuracy, choose, fit_linear_probe, mean_pool
+from .settings import inference_config
 from .weighted_probe import fit_weighted_probe, weighted_accuracy
 
 
@@ -37,18 +39,25 @@ class Score(NamedTuple):
     test: float  # accuracy on the test manifest
 
 
-def probe_labels(path: str | Path, label: str, train: Sequence[str], test: Sequence[str]) -> Iterator[Score]:
+def probe_labels(
+    path: str | Path, label: str, train: Sequence[str], test: Sequence[str], overrides: Sequence[str] = (),
+    reporter: Reporter | None = None,
+) -> Iterator[Score]:  # fmt: skip
     """Scores of a model's best layer, of a learned mixture of its layers, of the untrained encoder, and of log-mel.
 
-    ``label`` is a key of the manifests' lines. Raises ``DataError`` if a line lacks it, and ``CheckpointError``.
+    ``label`` is a key of the manifests' lines; ``overrides`` are settings of the job, such as ``trainer.device=cuda``.
+    Raises ``DataError`` if a line lacks the label, ``CheckpointError``, ``ConfigError`` and ``UsageError``.
     """
-    params, state, cfg = load_model(path)
-    untrained = init(random.key(0), cfg)
-    train_set, test_set = (open_audio(files, cfg, min_audio=cfg.data.min_audio) for files in (train, test))
+    model = load_model(path)
+    cfg = inference_config("probe", model.cfg, overrides)
+    device, job = prepare_device(cfg), Job(reporter=reporter or NullReporter())
+    params, state, _ = place(model, cfg, device)
+    untrained = place(Model(*init(random.key(0), cfg), cfg), cfg, device)[:2]
+    train_set, test_set = (open_audio(files, cfg, data=cfg.data) for files in (train, test))
     names = sorted({_label(train_set, index, label) for index in range(len(train_set.manifest))})
     y, test_y = (_targets(dataset, label, names) for dataset in (train_set, test_set))
-    for name, model in (("learnt", (params, state)), ("untrained", untrained), ("log-mel", None)):
-        x, test_x = (_pooled(dataset, model, cfg) for dataset in (train_set, test_set))
+    for name, features_of in (("learnt", (params, state)), ("untrained", untrained), ("log-mel", None)):
+        x, test_x = (_pooled(dataset, features_of, cfg, job) for dataset in (train_set, test_set))
         best = choose(x, y, len(names), torch.arange(len(y)) % 16)
         probe = fit_linear_probe(x[best.layer], y, len(names), penalty=best.penalty)
         yield Score(name, best.layer, best.accuracy, accuracy(probe, test_x[best.layer], test_y))
@@ -83,11 +92,11 @@ def _targets(dataset: Dataset, label: str, names: Sequence[str]) -> Tensor:
 
 
 @torch.no_grad()
-def _pooled(dataset: Dataset, model: tuple[Params, State] | None, cfg: Config) -> list[Tensor]:
+def _pooled(dataset: Dataset, model: tuple[Params, State] | None, cfg: Config, job: Job = ALONE) -> list[Tensor]:
     """Mean features of every layer ``[utterances, D]``, in the manifest's order; without a model, mean log-mel."""
     rows: list[list[Tensor]] = []
     order: list[int] = []
-    for index, audio, lengths in utterances(dataset):
+    for index, audio, lengths, _ in utterances(dataset, job):
         if model is not None:
             audio, lengths = audio.to(device_of(model[0])), lengths.to(device_of(model[0]))
         if model is None:
@@ -98,7 +107,7 @@ def _pooled(dataset: Dataset, model: tuple[Params, State] | None, cfg: Config) -
             made, short = features(*model, audio, lengths, cfg)
         rows = rows or [[] for _ in made]
         for one, layer in zip(rows, made, strict=True):
-            one.append(mean_pool(layer, short).cpu())
+            one.append(mean_pool(layer, short).float().cpu())
         order += index.tolist()
     back = torch.argsort(torch.tensor(order))
     return [torch.cat(layer)[back] for layer in rows]

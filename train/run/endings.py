@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from nest_fn.checkpoint import retention
 from nest_fn.train.data.dataset import RawBatch
+from nest_fn.train.distributed.collectives import Ranks
 from nest_fn.train.distributed.launch import RankFailed
 from nest_fn.train.errors import CheckpointError, CollapseError, MemoryExhausted, NonFiniteError
 from nest_fn.train.signals import StopRequest
@@ -51,7 +52,7 @@ def collapsed(run: Run, progress: Progress) -> CollapseError:
     )
 
 
-def fetch(run: Run, stream: Iterator[RawBatch], stop: StopRequest) -> RawBatch | None:
+def fetch(ranks: Ranks, stream: Iterator[RawBatch], stop: StopRequest) -> RawBatch | None:
     """The next batch; None, on all ranks, if any was asked to stop. An error of one ends all, at the same step.
 
     Raises what ``stream`` raises, and ``RankFailed`` on the ranks whose own batch is good.
@@ -61,9 +62,9 @@ def fetch(run: Run, stream: Iterator[RawBatch], stop: StopRequest) -> RawBatch |
         raw = next(stream, None)  # None: a stop was requested while it was awaited
     except Exception as error:  # whatever it is, the others must not wait for this rank
         problem = error
-    if not run.ranks.any(raw is None or stop.asked):
+    if not ranks.any(raw is None or stop.asked):
         return raw
-    if run.ranks.any(problem is not None):
+    if ranks.any(problem is not None):
         problem = RankFailed("another rank could not read its data") if problem is None else problem
         problem.add_note(_SHARED)
         raise problem

@@ -44,7 +44,7 @@ def train(run: Run, progress: Progress, stop: StopRequest) -> int:
     try:
         progress = _finish_interrupted_step(run, progress, evaluate, stop)
         while progress.ts.step < trainer.max_steps:
-            raw = fetch(run, stream, stop)
+            raw = fetch(run.ranks, stream, stop)
             if raw is None:
                 return stopped(run, progress, stop)
             audio = _audio_counts(run, raw)  # of all ranks, so before the update: nothing behind it may fail
@@ -160,7 +160,7 @@ def _validate(run: Run, progress: Progress, evaluate: Any, stop: StopRequest) ->
     def until_stopped() -> Iterator[dict[str, Any]]:
         nonlocal seen
         stream = _batches(run, valid, stop, epochs=1)
-        while seen < len(valid.plan(0)) and (raw := fetch(run, stream, stop)) is not None:
+        while seen < len(valid.plan(0)) and (raw := fetch(run.ranks, stream, stop)) is not None:
             yield prepare_batch(raw, run.cfg, key, run.device, run.ranks)[0]
             seen += 1
 

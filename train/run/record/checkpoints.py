@@ -69,7 +69,7 @@ def save(
 def write(cfg: Config, path: Path, progress: Progress, digest: str, extra: Mapping[str, Any]) -> None:
     """Write a checkpoint with further values in its meta. Raises ``CheckpointError``."""
     ts = progress.ts
-    trees = {"params": ts.params, "state": ts.state, "optimizer": _optimizer_tree(ts.opt_state), "ema": ts.ema}
+    trees = {"params": ts.params, "state": ts.state, "optimizer": optimizer_tree(ts.opt_state), "ema": ts.ema}
     trees |= {"window": dict(progress.window)}
     meta = _meta(progress, digest) | dict(extra)
     checkpoint_folder.write_checkpoint(path, trees, recorded(cfg), meta, replaces=anything)
@@ -156,22 +156,24 @@ def _from_trees(cfg: Config, trees: dict[str, Any], meta: dict[str, Any]) -> Pro
         check_same("params", trees["params"], abstract(cfg)[0])
         check_same("state", trees["state"], abstract(cfg)[1])
         fresh = start_from(trees["params"], trees["state"], cfg)
-        check_same("optimizer", trees["optimizer"], _optimizer_tree(fresh.opt_state))
+        check_same("optimizer", trees["optimizer"], optimizer_tree(fresh.opt_state))
     except ValueError as error:
         raise CheckpointError(f"the checkpoint is of another model: {error}; no run can go on from it.") from error
-    opt_state = _optimizer_state(trees["optimizer"])
+    opt_state = optimizer_state(trees["optimizer"])
     ema = (trees["ema"] or fresh.ema) if fresh.ema else {}
     ts = TrainState(int(meta["step"]), trees["params"], trees["state"], opt_state, ema)
     window = {name: leaf.to("cpu") for name, leaf in trees["window"].items()}
     return Progress(ts, int(meta["epoch"]), int(meta["batch"]), window, int(meta.get("skipped", 0)))
 
 
-def _optimizer_tree(state: Any) -> dict[str, Any]:
+def optimizer_tree(state: Any) -> dict[str, Any]:
     """An optimizer's NamedTuple of leaves by path, as a tree."""
     return {name: unflatten(part) if isinstance(part, dict) else part for name, part in state._asdict().items()}
 
 
-def _optimizer_state(tree: dict[str, Any]) -> AdamState | MomentumState:
+def optimizer_state(tree: dict[str, Any]) -> AdamState | MomentumState:
+    """The optimizer's state from the tree that ``optimizer_tree`` made."""
+
     def leaves(name: str) -> dict[str, Tensor]:
         return flatten(tree[name])
 

@@ -23,7 +23,7 @@ from nest_fn.config import Config
 from nest_fn.config.writer import to_text
 from nest_fn.files.inputs import read_plain
 from nest_fn.files.lock import Lock
-from nest_fn.files.outputs import contents
+from nest_fn.files.outputs import MARK, contents
 from nest_fn.train.errors import CheckpointError, UsageError
 from nest_fn.version import __version__
 
@@ -64,10 +64,10 @@ class RunFolder:
             )
 
     def _may_hold_a_run(self) -> bool:
-        """Whether nothing stands here, or a run that began, however far it came: its command or its lock says so."""
+        """Whether nothing stands here, or a run that began, however far it came: its command, mark or lock says so."""
         if not self.path.is_dir() or not any(True for _ in self.path.iterdir()):
             return True
-        began = any((self.path / name).exists() for name in ("command.txt", "data.json")) or self._lock.is_ours()
+        began = any((self.path / name).exists() for name in ("command.txt", "data.json", MARK)) or self._lock.is_ours()
         empty = [entry.name for entry in self.path.iterdir()] == ["checkpoints"] and not any(self.checkpoints.iterdir())
         return self.checkpoints.is_dir() and (began or empty)
 

@@ -8,6 +8,10 @@ from typing import Any
 
 def sentence(line: Mapping[str, Any], total: int, eta: float | None) -> str:
     """A line of ``metrics.jsonl`` in words, with the seconds still to go."""
+    if "of" in line:
+        return _of_an_application(line, eta)
+    if "cer" in line.get("valid", {}) or ("valid" not in line and "accuracy" not in line):
+        return _of_a_recogniser(line, total, eta)
     if "valid" in line:
         found = line["valid"]
         return (
@@ -20,6 +24,25 @@ def sentence(line: Mapping[str, Any], total: int, eta: float | None) -> str:
         f"step {line['step']}/{total}  loss {line['loss']:.4f}  accuracy {line['accuracy']:.4f} "
         f"(commonest {line['unigram_accuracy']:.4f})  masked {line['masked_share']:.0%}  lr {line['lr']:.2e}  "
         f"grad {line['grad_norm']:.2f}  {line['time']['audio_seconds_per_second']:.0f} audio-s/s"
+    )
+    return text if eta is None else f"{text}  {clock(eta)} to go"
+
+
+def _of_an_application(line: Mapping[str, Any], eta: float | None) -> str:
+    """A trained model applied to audio."""
+    text = f"{line['utterances']:,} of {line['of']:,} utterances  {line['audio_seconds_per_second']:.0f} audio-s/s"
+    return text if eta is None else f"{text}  {clock(eta)} to go"
+
+
+def _of_a_recogniser(line: Mapping[str, Any], total: int, eta: float | None) -> str:
+    """Fine-tuning: nats per token, and error rates of validation."""
+    if "valid" in line:
+        found = line["valid"]
+        rates = f"loss {found['loss']:.4f}  CER {found['cer']:.4f}  WER {found['wer']:.4f}"
+        return f"step {line['step']}/{total}  validation: {rates}"
+    text = (
+        f"step {line['step']}/{total}  loss {line['loss']:.4f}  lr {line['lr']:.2e}  grad {line['grad_norm']:.2f}  "
+        f"{line['time']['audio_seconds_per_second']:.0f} audio-s/s"
     )
     return text if eta is None else f"{text}  {clock(eta)} to go"
 

@@ -1,0 +1,40 @@
+"""Error rates of recognised texts: edit distances by torchaudio, over all characters or words of a set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torchaudio.functional as AF
+
+
+class Errors(NamedTuple):
+    """Counts over a set of utterances."""
+
+    wrong_characters: int = 0
+    characters: int = 0
+    wrong_words: int = 0
+    words: int = 0
+
+    @property
+    def cer(self) -> float:
+        """Character error rate; it may exceed 1."""
+        return self.wrong_characters / max(self.characters, 1)
+
+    @property
+    def wer(self) -> float:
+        """Word error rate; it may exceed 1."""
+        return self.wrong_words / max(self.words, 1)
+
+
+def count_errors(pairs: Iterable[tuple[str, str]]) -> Errors:
+    """Errors of pairs (recognised, spoken); runs of spaces count as one."""
+    total = Errors()
+    for recognised, spoken in pairs:
+        mine, right = recognised.split(), spoken.split()
+        one = Errors(
+            AF.edit_distance(" ".join(mine), " ".join(right)), len(" ".join(right)),
+            AF.edit_distance(mine, right), len(right),
+        )  # fmt: skip
+        total = Errors(*(first + second for first, second in zip(total, one, strict=True)))
+    return total
