@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TypedDict, cast
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -69,4 +70,16 @@ def conv(params: ConvParams, x: Tensor, stride: int = 1, padding: int = 0, group
             f"conv: x is {list(x.shape)}, weight {list(weight.shape)} with {groups} groups wants "
             f"{weight.ndim} axes and {weight.shape[1] * groups} channels."
         )
-    return cast(Tensor, call(_TEMPLATES[weight.ndim, "bias" in params], params, x, stride, padding, groups))  # type: ignore[arg-type]
+    layer = _TEMPLATES[weight.ndim, "bias" in params]
+    if groups == 1 or not bfloat16_on_cpu(weight):
+        return cast(Tensor, call(layer, params, x, stride, padding, groups))  # type: ignore[arg-type]
+    wide = {name: leaf.float() for name, leaf in params.items()}  # type: ignore[attr-defined]
+    return cast(Tensor, call(layer, wide, x.float(), stride, padding, groups)).to(weight.dtype)
+
+
+def bfloat16_on_cpu(weight: Tensor) -> bool:
+    """Whether a depthwise convolution with weight ``[out, in, *kernel]`` is computed in float32, and its input may be.
+
+    oneDNN computes the gradient of such a convolution in bfloat16 16 times as slowly as in float32.
+    """
+    return weight.dtype == torch.bfloat16 and weight.device.type == "cpu"

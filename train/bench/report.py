@@ -36,6 +36,7 @@ CASES = (
 )  # of a CPU
 GPU_CASES = tuple(Case(preset, Shape(60, 20.0), ("trainer.precision=bf16",)) for preset in ("nest_small", "nest_large"))
 Figures = dict[str, Any]
+_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Options(NamedTuple):
@@ -57,16 +58,17 @@ def run_benchmark(out: Path, options: Options, *, overwrite: bool = False) -> It
     torch.set_num_threads(options.machine.threads)
     keep_freed_memory()
     device = torch.device(options.machine.device)
+    wanted = {"fp32"} | {case.config().trainer.precision for case in options.cases}
+    gemm = {name: gemm_rate(device, dtype) for name, dtype in _PRECISIONS.items() if name in wanted}
     figures: Figures = {
         "environment": environment(), "machine": options.machine._asdict(), "rounds": options.rounds,
-        "load_before": os.getloadavg(), "gemm_flops_a_second": gemm_rate(device),
+        "load_before": os.getloadavg(), "gemm_flops_a_second": gemm,
         "copy_bytes_a_second": copy_rate(device),
     }  # fmt: skip
     yield f"{options.machine.device}, {options.machine.threads} threads, load {figures['load_before'][0]:.1f}"
-    yield (
-        f"matrix product, float32: {figures['gemm_flops_a_second'] / 1e9:,.0f} GFLOP/s; "
-        f"copy: {figures['copy_bytes_a_second'] / 1e9:,.0f} GB/s read and written"
-    )
+    for name, rate in gemm.items():
+        yield f"matrix product, {name}: {rate / 1e9:,.0f} GFLOP/s"
+    yield f"copy: {figures['copy_bytes_a_second'] / 1e9:,.0f} GB/s read and written"
     for name in options.sections:
         yield from SECTIONS[name](options, figures)
     with written(place) as temporary:
@@ -79,9 +81,10 @@ def _steps(options: Options, figures: Figures) -> Iterator[str]:
         found = sides.compare(
             case, options.machine, options.rounds, compiled=options.compiled, peer_python=options.peer_python
         )
-        flops = laws.step_flops(case.config(), case.shape)
+        cfg = case.config()
+        flops, gemm = laws.step_flops(cfg, case.shape), figures["gemm_flops_a_second"][cfg.trainer.precision]
         figures.setdefault("step", {})[str(case)] = {"flops": flops, "sides": found}
-        yield from sides.told(case, found, flops, figures["gemm_flops_a_second"])
+        yield from sides.told(case, found, flops, gemm)
 
 
 def _parts(options: Options, figures: Figures) -> Iterator[str]:

@@ -31,6 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PRESET:ROWSxSECONDS",
         help="of the step, as nest_small:4x10; may be repeated",
     )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting of all cases, as trainer.precision=bf16",
+    )
     parser.add_argument("--rounds", type=option_types.whole(1, 10_000), default=5, help="measurements of each figure")
     parser.add_argument("--threads", type=option_types.whole(1, 1024), default=1, help="of a CPU")
     parser.add_argument(
@@ -62,16 +69,19 @@ def _case(text: str) -> Any:
 
 def run(args: argparse.Namespace) -> None:
     """Measure and report. Raises ``UsageError`` for options that do not fit together."""
+    import torch
+
     from nest_fn.train.bench.report import CASES, GPU_CASES, Options, run_benchmark
     from nest_fn.train.bench.sides import Machine
-    from nest_fn.train.run.device import choose_device
+    from nest_fn.train.run.device import check_precision, choose_device
 
     if (args.peer is None) != (args.peer_python is None):
         raise UsageError("bench: --peer and --peer-python go together; give both, or none.")
     device = str(choose_device(args.device))
     cases = tuple(args.case) if args.case else GPU_CASES if device.startswith("cuda") else CASES
+    cases = tuple(case._replace(overrides=(*case.overrides, *args.set)) for case in cases)
     options = Options(args.sections, cases, Machine(device, args.threads), args.rounds, args.compile, args.peer_python)
-    for case in cases:
-        case.config()  # a preset that does not exist is told before anything is measured
+    for case in cases:  # what cannot be is told before anything is measured
+        check_precision(case.config().trainer.precision, torch.device(device))
     for line in run_benchmark(Path(args.out), options, overwrite=args.overwrite):
         tell(line)

@@ -26,7 +26,7 @@ from nest_fn.train.reporter import NullReporter, Reporter
 from nest_fn.train.step.compiled import EAGER, StepParts, compile_parts
 from nest_fn.train.step.recompute import recompute_blocks
 
-from .device import choose_device, is_compiled, keep_freed_memory
+from .device import check_precision, choose_device, is_compiled, keep_freed_memory
 from .inductor import inductor
 from .record.run_folder import RunFolder
 from .record.tensorboard import Board
@@ -88,6 +88,7 @@ def step_parts(run: Run) -> StepParts:
 def open_run(cfg: Config, folder: RunFolder, reporter: Reporter, job: Job = SINGLE) -> Run:
     """Read the data and choose the device. Raises ``DataError``, ``UsageError``."""
     device = choose_device(cfg.trainer.device, job)
+    check_precision(cfg.trainer.precision, device)
     if device.type == "cuda" and not job.ranks.is_single:
         torch.cuda.set_device(device)  # NCCL wants to know
     if cfg.trainer.threads > 0:

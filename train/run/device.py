@@ -37,6 +37,21 @@ def is_compiled(cfg: Config, device: torch.device) -> bool:
     return cfg.trainer.compile == "on" or (cfg.trainer.compile == "auto" and device.type == "cuda")
 
 
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raise ``UsageError`` for bf16 on a CPU without instructions for it, where a step takes up to 8 times as long.
+
+    docs/performance.md, "bfloat16 on a CPU". Processors that are not x86 do not tell, and are let through.
+    """
+    if precision != "bf16" or device.type != "cpu":
+        return
+    able = torch.cpu.get_capabilities()
+    if able.get("architecture") == "x86_64" and not (able.get("avx512_bf16") or able.get("amx_bf16")):
+        raise UsageError(
+            f"trainer.precision=bf16 on {able.get('cpu_name', 'this CPU')}, which has no instructions for bfloat16 "
+            "(AVX512_BF16, AMX): a step would take several times as long; set trainer.precision=fp32"
+        )
+
+
 def keep_freed_memory() -> bool:
     """Tell glibc's allocator to reuse large blocks; whether it took the settings. For the whole process."""
     if not sys.platform.startswith("linux"):
