@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -15,10 +16,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from nest_fn.audio import functions
 from nest_fn.extras import EXTRAS, load_extra
 from nest_fn.version import __version__
 
-TORCH = "2.11"  # the version that pyproject.toml asks for
+TORCH = (2, 11)  # the oldest that pyproject.toml allows
 _FOR = {
     "audio": "FLAC, Ogg and MP3; WAV is read without it",
     "log": "TensorBoard; metrics.jsonl is written without it",
@@ -52,16 +54,22 @@ def _versions() -> Iterator[Finding]:
     yield Finding(None, f"nest-fn {__version__}, Python {platform.python_version()}, numpy {np.__version__}")
     cuda, rocm = torch.version.cuda, torch.version.hip
     built = f"CUDA {cuda}" if cuda else f"ROCm {rocm}" if rocm else "CPUs alone"
-    install = f"pip install 'torch=={TORCH}.*' 'torchaudio=={TORCH}.*'"
-    right = torch.__version__.startswith(f"{TORCH}.")
+    oldest = ".".join(map(str, TORCH))
+    right = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2]) >= TORCH
+    install = f"pip install 'torch>={oldest}' 'torchaudio>={oldest}'"
     yield Finding(right, f"torch {torch.__version__}, built for {built}" + ("" if right else f"; {install}"))
-    try:
-        audio = importlib.import_module("torchaudio").__version__
-    except Exception as error:  # a broken build fails in many ways
-        yield Finding(False, f"torchaudio does not load ({(str(error).splitlines() or [''])[0]}); {install}")
-        return
-    right = audio.startswith(f"{TORCH}.")
-    yield Finding(right, f"torchaudio {audio}" + ("" if right else f"; {install}"))
+    yield Finding(None, _torchaudio())
+
+
+def _torchaudio() -> str:
+    """Whose audio functions are used, and why."""
+    if functions.UNUSED_BECAUSE is None:
+        version = importlib.import_module("torchaudio").__version__
+        return f"torchaudio {version}: spectrogram, resampling and edit distance are its own"
+    return (
+        f"torchaudio does not load ({functions.UNUSED_BECAUSE}): spectrogram, resampling and edit distance come from "
+        "nest_fn.audio.plain, with the same numbers; SpecAugment and beam search want torchaudio"
+    )
 
 
 def _devices() -> Iterator[Finding]:

@@ -1,11 +1,11 @@
-"""Error rates of recognised texts: edit distances by torchaudio, over all characters or words of a set."""
+"""Error rates of recognised texts: edit distances over all characters or words of a set."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
-import torchaudio.functional as AF
+from nest_fn.audio.functions import edit_distance
 
 
 class Errors(NamedTuple):
@@ -33,8 +33,8 @@ def count_errors(pairs: Iterable[tuple[str, str]]) -> Errors:
     for recognised, spoken in pairs:
         mine, right = recognised.split(), spoken.split()
         one = Errors(
-            AF.edit_distance(" ".join(mine), " ".join(right)), len(" ".join(right)),
-            AF.edit_distance(mine, right), len(right),
+            edit_distance(" ".join(mine), " ".join(right)), len(" ".join(right)),
+            edit_distance(mine, right), len(right),
         )  # fmt: skip
         total = Errors(*(first + second for first, second in zip(total, one, strict=True)))
     return total

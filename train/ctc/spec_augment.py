@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torchaudio.transforms import FrequencyMasking, TimeMasking
 
 from nest_fn.layers import random
 from nest_fn.layers.types import Key, Tensor
+from nest_fn.train.errors import UsageError
 
 
 class SpecAugment(NamedTuple):
@@ -30,10 +30,15 @@ class SpecAugment(NamedTuple):
 def spec_augment(features: Tensor, lengths: Sequence[int], masks: SpecAugment, keys: Key) -> Tensor:
     """Set blocks of frames and of mel bins to 0, the mean of normalised features: ``[B, M, F] -> [B, M, F]``.
 
-    ``lengths``, in frames, bound the masks of each row; ``keys`` are int64 ``[B, 2]``.
+    ``lengths``, in frames, bound the masks of each row; ``keys`` are int64 ``[B, 2]``. Raises
+    ``UsageError`` if masks are wanted and torchaudio does not load.
     """
     if not masks.time_masks and not masks.freq_masks:
         return features
+    try:
+        from torchaudio.transforms import FrequencyMasking, TimeMasking
+    except (ImportError, OSError, RuntimeError) as error:
+        raise UsageError("SpecAugment wants torchaudio, which does not load; set the numbers of masks to 0") from error
     time = TimeMasking(masks.time_width, iid_masks=True, p=masks.time_share)
     freq = FrequencyMasking(masks.freq_width, iid_masks=True)
     rows = []

@@ -17,6 +17,7 @@ import pytest
 
 from nest_fn.checkpoint import model_files as checkpoint
 from nest_fn.config import Config
+from nest_fn.extras import EXTRAS
 from nest_fn.layers.random import key
 from nest_fn.model import init
 from nest_fn.train.cli.main import main
@@ -264,7 +265,7 @@ def test_one_line_names_the_extra(
 def test_the_doctor_says_what_is_wrong_with_an_extra(tmp_path: Path, way: str) -> None:
     told = without(way, ["doctor", str(tmp_path)], tmp_path).stdout
     lines = {line.split("'")[1]: line for line in told.splitlines() if "extra '" in line}
-    assert set(lines) == {"audio", "log", "export"}
+    assert set(lines) == set(EXTRAS)
     reason = "99.0 has no" if way == "without the names" else "does not load"
     assert reason in lines["audio"] and lines["export"].count(reason) == 3
     assert "WAV is read without it" in lines["audio"]
@@ -273,7 +274,26 @@ def test_the_doctor_says_what_is_wrong_with_an_extra(tmp_path: Path, way: str) -
 def test_the_doctor_says_what_is_wrong_with_torch_and_the_compilers(tmp_path: Path) -> None:
     asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     install = "pip install " + " ".join(f"'{name}'" for name in asked if name.startswith("torch"))
-    (tmp_path / "torchaudio.py").write_text("__version__ = '2.10.0+cu128'\n")
-    told = run(["doctor", str(tmp_path)], environment={"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "CXX": "no-such"})
-    assert told.returncode == 1 and f"FAIL torchaudio 2.10.0+cu128; {install}" in told.stdout.splitlines()
+    old = "import torch; torch.__version__ = '2.10.0'; from nest_fn.train.cli.main import process; process()"
+    told = run(["doctor", str(tmp_path)], [sys.executable, "-c", old], environment={"CXX": "no-such"})
+    assert told.returncode == 1 and "FAIL torch 2.10.0, built for" in told.stdout and install in told.stdout
     assert "no C++ compiler (no-such): install it, or name one in CXX; trainer.compile=on" in told.stdout
+
+
+def test_without_torchaudio_the_same_losses_and_the_doctor_says_so(tmp_path: Path) -> None:
+    """torchaudio built for another PyTorch: training, resampling included, goes on with the functions of our own."""
+    manifest = speech(tmp_path / "data", ["a", "b"])
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "torchaudio.py").write_text("raise OSError('undefined symbol: aoti')\n")
+    broken = {"PYTHONPATH": f"{tmp_path / 'broken'}{os.pathsep}{ROOT}"}
+    argv = [*pretrain(manifest, tmp_path / "run"), "sample_rate=8000"]
+    other = [str(tmp_path / "other") if word == str(tmp_path / "run") else word for word in argv]
+    for command, environment in ((argv, None), (other, broken)):
+        done = run(command, environment=environment)
+        assert done.returncode == 0, done.stderr
+    told = run(["doctor", str(tmp_path)], environment=broken)
+    assert told.returncode == 0 and "torchaudio does not load (OSError: undefined symbol: aoti)" in told.stdout
+    assert "torchaudio 2" in run(["doctor", str(tmp_path)]).stdout
+    with_it, without_it = ((tmp_path / name / "metrics.jsonl").read_text() for name in ("run", "other"))
+    losses = [[json.loads(line).get("loss") for line in text.splitlines()] for text in (with_it, without_it)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6) and losses[0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nest_fn.audio.functions import resampler
 from nest_fn.extras import load_extra
 from nest_fn.files.inputs import open_plain
 from nest_fn.train.errors import DataError, UsageError
@@ -271,7 +272,7 @@ def _scaled(samples: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _resample(samples: NDArray[Any], rate: int, target: int) -> NDArray[np.int16]:
-    """Windowed-sinc resampling with torchaudio's fixed default kernel, in float32."""
+    """Windowed-sinc resampling with torchaudio's default kernel, in float32."""
     if rate < _MIN_RATE:  # resampling from such a rate would make a small file very large
         raise DataError(f"the header says {rate} Hz, no less than {_MIN_RATE} Hz is resampled")
     divisor = math.gcd(rate, target)
@@ -285,11 +286,6 @@ def _resample(samples: NDArray[Any], rate: int, target: int) -> NDArray[np.int16
 
 
 @lru_cache(maxsize=16)
-def _resampler(rate: int, target: int) -> Any:
-    """torchaudio's resampler with its kernel, cached for each pair of rates.
-
-    The kernel is computed in float64 and then cast: a kernel computed in float32 is off by up to 2e-5 of full scale.
-    """
-    from torchaudio.transforms import Resample
-
-    return Resample(rate, target, dtype=torch.float64).float()
+def _resampler(rate: int, target: int) -> Callable[[Tensor], Tensor]:
+    """The resampler with its kernel, cached for each pair of rates."""
+    return resampler(rate, target)
