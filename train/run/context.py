@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import lcm
 from typing import Any
 
@@ -28,6 +28,7 @@ from nest_fn.train.step.recompute import recompute_blocks
 
 from .device import check_precision, choose_device, is_compiled, keep_freed_memory
 from .inductor import inductor
+from .record.background import BackgroundSave
 from .record.run_folder import RunFolder
 from .record.tensorboard import Board
 
@@ -49,6 +50,7 @@ class Run:
     local_reporter: Reporter  # reports on every rank; ``reporter`` on rank 0 alone
     job: Job = SINGLE
     sharding: Sharding = REPLICATED
+    background: BackgroundSave = field(default_factory=BackgroundSave)  # of rank 0
 
     @property
     def ranks(self) -> Ranks:

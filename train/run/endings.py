@@ -22,6 +22,7 @@ from .context import Run
 from .record.progress import Progress
 from .saving import save_on_main, save_progress, unsharded
 
+_MOMENT = 2.0  # seconds
 _SAVED_ALREADY = (CheckpointError, CollapseError, NonFiniteError)
 _SHARED = "all ranks ended after the same step"
 """A note on an error that every rank knows of, so that all can take part in saving."""
@@ -73,6 +74,7 @@ def fetch(ranks: Ranks, stream: Iterator[RawBatch], stop: StopRequest) -> RawBat
 
 def save_before_end(run: Run, progress: Progress, error: BaseException) -> None:
     """Save the last finished step because ``error`` ends the run, or report why it is not saved."""
+    _finish_background(run, error)
     if progress.ts.step == 0 or isinstance(error, _SAVED_ALREADY):
         return
     if isinstance(error, MemoryExhausted):
@@ -93,6 +95,18 @@ def save_before_end(run: Run, progress: Progress, error: BaseException) -> None:
     else:
         why = f": {obstacle}" if obstacle else ", as told above"
         run.reporter.warn(f"step {step} is not saved{why}; the newest checkpoint is that of step {newest}")
+
+
+def _finish_background(run: Run, error: BaseException) -> None:
+    """Wait for the checkpoint that is being written; where the end is wanted at once, no longer than a moment."""
+    if not run.background.running:
+        return
+    if not _has_note(error, _SHARED):
+        run.job.hold()
+    try:
+        run.background.finish(run.reporter.warn, _MOMENT if isinstance(error, KeyboardInterrupt) else None)
+    except Exception as failure:  # told, for ``error`` is what ends the run
+        run.reporter.warn(f"the checkpoint before is not saved: {failure}")
 
 
 def _obstacle(run: Run, error: BaseException, shared: bool) -> str:

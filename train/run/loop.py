@@ -23,7 +23,7 @@ from .context import Run, step_parts
 from .endings import collapsed, fetch, save_before_end, stopped, unsaved
 from .failure_dump import explain_oom, failure, shorten, utterances
 from .record.progress import Progress
-from .saving import due, save_due, save_progress, unsharded
+from .saving import begin_save, due, report_save, save_due, save_progress, unsharded
 from .state_sharding import unshard_params
 
 Metrics = Mapping[str, Tensor]
@@ -55,8 +55,8 @@ def train(run: Run, progress: Progress, stop: StopRequest) -> int:
             if due(progress.ts.step, trainer.log_every, trainer.max_steps):
                 progress = _log(run, progress, values)
             progress = _validate(run, progress, evaluate, stop)
-            if save_due(run, progress) and not save_progress(run, progress) and progress.ts.step == trainer.max_steps:
-                raise unsaved(progress, "the last one")
+            report_save(run)
+            _save(run, progress)
             if trainer.stop_on_collapse and "collapse" in progress.active_warnings:
                 raise collapsed(run, progress)
     except BaseException as error:
@@ -86,6 +86,16 @@ def _finish_interrupted_step(run: Run, progress: Progress, evaluate: Any, stop: 
     if save_due(run, progress):
         save_progress(run, progress)
     return progress
+
+
+def _save(run: Run, progress: Progress) -> None:
+    """The checkpoint that is due after this step, if one is; the last one must be written, which is waited for."""
+    if not save_due(run, progress):
+        return
+    if progress.ts.step < run.cfg.trainer.max_steps:
+        begin_save(run, progress)
+    elif not save_progress(run, progress):
+        raise unsaved(progress, "the last one")
 
 
 def _audio_counts(run: Run, raw: RawBatch) -> Metrics:
