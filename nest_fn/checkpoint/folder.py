@@ -14,6 +14,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +37,7 @@ META = "meta.json"
 _CONFIG = "config.yaml"
 _MAX_META = 1 << 26  # bytes
 _CHUNK = 1 << 20
+_THREADS = 4  # files whose digests are computed at a time
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
 
 
@@ -72,11 +74,17 @@ def write_checkpoint(
         "meta": {"step": 0, **(meta or {})},
     }
     with atomic_write(path, sum(map(size_of, leaves.values())), folder=True, replaces=replaces) as folder:
-        for name, tensors in leaves.items():
-            write_tensors(folder / (name + suffix), tensors)
-        (folder / _CONFIG).write_text(to_text(config), encoding="utf-8")
+        with ThreadPoolExecutor(1) as beside:  # a file's digest is computed while the next one is written
+            digests = {}
+            for name, tensors in leaves.items():
+                file = folder / (name + suffix)
+                write_tensors(file, tensors)
+                digests[file.name] = beside.submit(_digest, file)
+            (folder / _CONFIG).write_text(to_text(config), encoding="utf-8")
+            digests[_CONFIG] = beside.submit(_digest, folder / _CONFIG)
         files = {
-            file.name: {"bytes": file.stat().st_size, "sha256": _digest(file)} for file in sorted(folder.iterdir())
+            name: {"bytes": (folder / name).stat().st_size, "sha256": digests[name].result()}
+            for name in sorted(digests)
         }
         (folder / META).write_text(_sealed({**content, "files": files}), encoding="utf-8")
 
@@ -128,8 +136,10 @@ def verify(path: str | Path) -> dict[str, Any]:
     """Read ``meta.json`` and check the SHA-256 of every file. Raises ``CheckpointError``."""
     path = last_complete(path)
     content = read_meta(path)
-    for name, entry in content["files"].items():
-        if _digest(path / name) != entry["sha256"]:
+    with ThreadPoolExecutor(_THREADS) as pool:
+        digests = list(pool.map(_digest, [path / name for name in content["files"]]))
+    for (name, entry), digest in zip(content["files"].items(), digests, strict=True):
+        if digest != entry["sha256"]:
             raise CheckpointError(f"{path / name}: its bytes changed since they were written; take another checkpoint.")
     return content
 
