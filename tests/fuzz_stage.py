@@ -54,6 +54,8 @@ class Stage:
         return {
             "pretrain": {"config": ["tiny"], "folder": out, "overrides": train},
             "replay": {"run": ["run"], "step": ["1"], "overrides": []},
+            "verify": {"run": ["run"], "start": ["0"], "steps": ["2"], "overrides": []},
+            "diff": {"first": ["run"], "second": ["run"], "overrides": []},
             "data scan": {"folder": ["audio"], "manifest": ["out/new.jsonl"]},
             "data validate": {"manifest": data},
             "data stats": {"manifest": data},

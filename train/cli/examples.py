@@ -5,6 +5,8 @@ from __future__ import annotations
 EXAMPLES = {
     "pretrain": "nest-fn pretrain -c nest_large data.train=train.jsonl data.valid=valid.jsonl --folder runs/large",
     "replay": "nest-fn replay runs/large 1200 trainer.device=cpu",
+    "verify": "nest-fn verify runs/large --from 1000 --steps 50",
+    "diff": "nest-fn diff runs/large runs/other --rerun trainer.device=cpu",
     "data scan": "nest-fn data scan corpus/ corpus.jsonl --hash",
     "data validate": "nest-fn data validate train.jsonl valid.jsonl",
     "data stats": "nest-fn data stats train.jsonl",

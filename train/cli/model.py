@@ -1,11 +1,12 @@
-"""Commands about what a run left: ``convert`` and ``export`` its model, ``replay`` one of its steps."""
+"""Commands about what runs left: ``convert`` and ``export`` models, ``replay``, ``verify`` and ``diff`` steps."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
-from nest_fn.train.errors import NonFiniteError, UsageError
+from nest_fn.train.errors import EXIT_FAILURE, NonFiniteError, UsageError
 
 from . import option_types
 from .stream import show, tell
@@ -37,7 +38,40 @@ def add_commands(commands: Any) -> None:
         type=option_types.whole(0, 10**18 - 1),
         help="updates done before the one to look at, as messages name it",
     )
-    replay.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. trainer.compile=off trainer.device=cpu")
+    _add_overrides(replay)
+    _add_verify(commands)
+    _add_diff(commands)
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. trainer.compile=off trainer.device=cpu")
+
+
+def _add_verify(commands: Any) -> None:
+    text = "make a part of a run again and compare it with what was recorded, bit by bit; exit code 1 if it differs"
+    verify = _add(commands, "verify", _verify, text)
+    verify.add_argument("run", type=option_types.path, help="run folder")
+    steps = option_types.whole(0, 10**18 - 1)
+    verify.add_argument(
+        "--from", dest="start", type=steps, default=None, metavar="STEP",
+        help="updates done before the part (default: the last checkpoint but one, else 0)",
+    )  # fmt: skip
+    verify.add_argument(
+        "--steps", type=option_types.whole(1, 10**18 - 1), default=None, metavar="N",
+        help="updates to make again (default: up to the next checkpoint)",
+    )  # fmt: skip
+    _add_overrides(verify)
+
+
+def _add_diff(commands: Any) -> None:
+    text = "where two runs part: settings, data, versions, first step and tensor; exit code 1 if they do"
+    diff = _add(commands, "diff", _diff, text)
+    diff.add_argument("first", type=option_types.path, help="run folder")
+    diff.add_argument("second", type=option_types.path, help="another one")
+    diff.add_argument(
+        "--rerun", action="store_true", help="make both again side by side, up to the first update that differs"
+    )
+    _add_overrides(diff)
 
 
 def _add(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
@@ -86,3 +120,33 @@ def _replay(args: argparse.Namespace) -> int:
     for line in report(found):
         show(line)
     return 0 if found.finite else NonFiniteError.exit_code
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from nest_fn.train.rerun.verify import verdict, verify
+
+    from .console import ConsoleReporter
+
+    found = []
+    for one in verify(Path(args.run), args.start, args.steps, args.overrides, ConsoleReporter()):
+        show(f"step {one.step}: {one.text}")
+        found.append(one)
+    show(verdict(found))
+    return 0 if all(one.equal for one in found) else EXIT_FAILURE
+
+
+def _diff(args: argparse.Namespace) -> int:
+    from nest_fn.train.rerun.diff import diff, first_differing_update
+
+    from .console import ConsoleReporter
+
+    folders = Path(args.first), Path(args.second)
+    found = list(diff(*folders))
+    if args.rerun:
+        found.append(first_differing_update(*folders, args.overrides, ConsoleReporter()))
+    words = {True: "equal", False: "different", None: "not compared"}
+    for one in found:
+        show(f"{one.what}: {words[one.equal]}")
+        for line in one.lines:
+            show(f"  {line}")
+    return EXIT_FAILURE if any(one.equal is False for one in found) else 0

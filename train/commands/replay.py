@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
 from itertools import islice
 from math import isfinite
 from pathlib import Path
@@ -18,8 +17,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from nest_fn.checkpoint import folder as checkpoint_folder
-from nest_fn.checkpoint import retention
 from nest_fn.config import Config
 from nest_fn.frontend import log_mel
 from nest_fn.layers.lengths import valid_mask
@@ -28,16 +25,14 @@ from nest_fn.losses import score_tokens
 from nest_fn.model import forward
 from nest_fn.train.augment.mixing import prepare_inputs
 from nest_fn.train.data.dataset import RawBatch, batches
-from nest_fn.train.errors import CheckpointError, UsageError
+from nest_fn.train.errors import UsageError
 from nest_fn.train.keys import step_key
 from nest_fn.train.reporter import Reporter
+from nest_fn.train.rerun.opening import open_again, progress_before, settings_of
 from nest_fn.train.run.batch import prepare_batch
-from nest_fn.train.run.context import Run, open_run, step_parts
-from nest_fn.train.run.failure_dump import explain_oom, failures_folder, shorten
-from nest_fn.train.run.record.checkpoints import load, refuse_changes
+from nest_fn.train.run.context import Run, step_parts
+from nest_fn.train.run.failure_dump import explain_oom, shorten
 from nest_fn.train.run.record.progress import Progress
-from nest_fn.train.run.record.run_folder import RunFolder
-from nest_fn.train.run.state_sharding import initial_train_state
 from nest_fn.train.step import metrics
 from nest_fn.train.step.step import RefusedUpdate, TrainState, cast, make_step, training_loss
 
@@ -77,11 +72,7 @@ def replay(folder: str | Path, step: int, overrides: Sequence[str], reporter: Re
     ``CheckpointError`` if the run's checkpoints are of another model.
     """
     run = _open(Path(folder), step, overrides, reporter)
-    origin, problems = _origin(Path(folder), step)
-    if origin is None:
-        progress = _from_the_seed(run, step, problems)
-    else:
-        progress = load(run.cfg, origin, run.digest, reporter.warn, run.device, allow_changes=True)
+    origin, progress = progress_before(run, step)
     make = make_step(run.cfg, loss=training_loss(run.cfg, run.rirs, parts=step_parts(run), tables=run.tables))
     stream = batches(run.train, epoch=progress.epoch, batch=progress.batch)
     with closing(stream):  # type: ignore[type-var]
@@ -112,51 +103,13 @@ def report(found: Replayed) -> Iterator[str]:
 
 def _open(folder: Path, step: int, overrides: Sequence[str], reporter: Reporter) -> Run:
     """The run as it would resume, with its data opened."""
-    settings = folder / "config.yaml"
-    if not settings.is_file():
-        raise UsageError(
-            f"replay: {folder} holds no run, for there is no {settings}; give a folder that pretrain made."
-        )
-    cfg = Config.from_yaml(settings, overrides)
+    cfg = settings_of("replay", folder, overrides)
     if not 0 <= step < cfg.trainer.max_steps:
         raise UsageError(
             f"replay: step {step} of a run of {cfg.trainer.max_steps}; want the number of updates before it, from 0 to "
             f"{cfg.trainer.max_steps - 1}."
         )
-    return open_run(replace(cfg, data=replace(cfg.data, valid=())), RunFolder(folder), reporter)
-
-
-def _origin(folder: Path, step: int) -> tuple[Path | None, list[str]]:
-    """The checkpoint to start from, None if no good one is early enough; and what is wrong with each better one."""
-    dump = retention.step_path(failures_folder(folder), step)
-    present = retention.list_checkpoints(folder / "checkpoints")
-    found = [path for path in present if retention.step_of(path) <= step]
-    problems = []
-    for path in [dump, *reversed(found)] if dump.exists() else reversed(found):
-        try:
-            checkpoint_folder.verify(path)
-        except CheckpointError as error:
-            problems.append(str(error))
-            continue
-        return path, problems
-    return None, problems
-
-
-def _from_the_seed(run: Run, step: int, problems: Sequence[str]) -> Progress:
-    """The run's beginning, as ``pretrain`` made it. Differences to the oldest good checkpoint after it are reported."""
-    for problem in problems:
-        run.reporter.warn(problem)
-    if step > 0:
-        run.reporter.say(f"no good checkpoint at or before step {step}: its {step} updates are made from the seed")
-    for path in retention.list_checkpoints(run.folder.checkpoints):
-        try:
-            _, settings, meta = checkpoint_folder.read_checkpoint(path)
-        except CheckpointError:
-            continue
-        if "data_digest" in meta:
-            refuse_changes(run.cfg, settings, meta, run.digest, True, run.reporter.warn)
-            break
-    return Progress(initial_train_state(run), 0, 0, {})
+    return open_again(cfg, folder, reporter)
 
 
 def _parts(run: Run, raw: RawBatch, step: int) -> list[dict[str, Any]]:

@@ -47,7 +47,7 @@ def train(run: Run, progress: Progress, stop: StopRequest) -> int:
             raw = fetch(run.ranks, stream, stop)
             if raw is None:
                 return stopped(run, progress, stop)
-            audio = _audio_counts(run, raw)  # of all ranks, so before the update: nothing behind it may fail
+            audio = audio_counts(run, raw)  # of all ranks, so before the update: nothing behind it may fail
             progress, values, count = _update(run, progress, step, raw)
             progress = progress._replace(window=count(progress.window, {**values, **audio}))
             for problem in raw["bad"]:
@@ -98,7 +98,7 @@ def _save(run: Run, progress: Progress) -> None:
         raise unsaved(progress, "the last one")
 
 
-def _audio_counts(run: Run, raw: RawBatch) -> Metrics:
+def audio_counts(run: Run, raw: RawBatch) -> Metrics:
     """Samples of the batch, without and with padding, over all ranks."""
     return run.ranks.all_reduce_sum(
         {"audio_samples": raw["audio_len"].sum(), "padded_samples": torch.tensor(raw["audio"].numel())}
@@ -134,20 +134,25 @@ def _skip_update(run: Run, progress: Progress, raw: RawBatch, key: Key, refused:
 def _log(run: Run, progress: Progress, values: Metrics) -> Progress:
     """Record a line of metrics over the window, whose numbers do not depend on when the run was interrupted."""
     now = time.monotonic()
+    line = window_line(run, progress, values)
+    audio_seconds = float(progress.window["audio_samples"]) / run.cfg.sample_rate
+    elapsed = max(now - progress.started, 1e-9)
+    line["time"] = {"seconds": round(elapsed, 3), "audio_seconds_per_second": round(audio_seconds / elapsed, 2)}
+    run.record(line)
+    return progress._replace(window={}, started=now, active_warnings=_warn(run, progress, line))
+
+
+def window_line(run: Run, progress: Progress, values: Metrics) -> dict[str, Any]:
+    """A line of metrics over the window, without its times; ``values`` are the last update's."""
     window = progress.window
     line: dict[str, Any] = {"step": progress.ts.step, "epoch": progress.epoch} | metrics.summarise(window)
-    line |= {
+    return line | {
         "skipped": int(window["skipped"]),
         "lr": float(values["lr"]),
         "grad_norm": float(window.get("grad_norm", 0.0)),  # of the last update that was made
         "param_norm": float(run.sharding.global_norm(flatten(progress.ts.params))),
         "padding_efficiency": float(window["audio_samples"] / window["padded_samples"].clamp(min=1)),
     }
-    audio_seconds = float(window["audio_samples"]) / run.cfg.sample_rate
-    elapsed = max(now - progress.started, 1e-9)
-    line["time"] = {"seconds": round(elapsed, 3), "audio_seconds_per_second": round(audio_seconds / elapsed, 2)}
-    run.record(line)
-    return progress._replace(window={}, started=now, active_warnings=_warn(run, progress, line))
 
 
 def _warn(run: Run, progress: Progress, line: Mapping[str, Any]) -> frozenset[str]:

@@ -44,7 +44,7 @@ def pretrain(
                 return stop.exit_code
             progress = _begin(run, resume, allow_changes)
             if main:
-                folder.describe(cfg, command or [], data_record(run))
+                folder.describe(cfg, command or [], data_record(run), job.ranks.world)
             began = True
             told.log.begin()
             announce(run)

@@ -68,11 +68,16 @@ def save(
 
 def write(cfg: Config, path: Path, progress: Progress, digest: str, extra: Mapping[str, Any]) -> None:
     """Write a checkpoint with further values in its meta. Raises ``CheckpointError``."""
-    ts = progress.ts
-    trees = {"params": ts.params, "state": ts.state, "optimizer": optimizer_tree(ts.opt_state), "ema": ts.ema}
-    trees |= {"window": dict(progress.window)}
+    trees = trees_of(progress)
     meta = _meta(progress, digest) | dict(extra)
     checkpoint_folder.write_checkpoint(path, trees, recorded(cfg), meta, replaces=anything)
+
+
+def trees_of(progress: Progress) -> dict[str, Any]:
+    """All tensors of a progress, as the trees that a checkpoint holds."""
+    ts = progress.ts
+    trees = {"params": ts.params, "state": ts.state, "optimizer": optimizer_tree(ts.opt_state), "ema": ts.ema}
+    return trees | {"window": dict(progress.window)}
 
 
 def check_keeping(cfg: Config) -> None:

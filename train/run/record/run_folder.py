@@ -25,7 +25,7 @@ from nest_fn.files.inputs import read_plain
 from nest_fn.files.lock import Lock
 from nest_fn.files.outputs import MARK, contents
 from nest_fn.train.errors import CheckpointError, UsageError
-from nest_fn.version import __version__
+from nest_fn.version import __version__, code_digest
 
 from .appending import append_whole
 
@@ -78,11 +78,11 @@ class RunFolder:
             with suppress(OSError):  # something is in it
                 folder.rmdir()
 
-    def describe(self, cfg: Config, command: list[str], data: Mapping[str, Any]) -> None:
-        """Write what the run was started with."""
+    def describe(self, cfg: Config, command: list[str], data: Mapping[str, Any], ranks: int = 1) -> None:
+        """Write what the run was started with, on how many ranks."""
         (self.path / "command.txt").write_bytes(os.fsencode(" ".join(command) + "\n"))  # paths may be no UTF-8
         (self.path / "config.yaml").write_text(to_text(cfg.to_dict()), encoding="utf-8")
-        (self.path / "environment.json").write_text(json.dumps(environment(), indent=1) + "\n")
+        (self.path / "environment.json").write_text(json.dumps({**environment(), "ranks": ranks}, indent=1) + "\n")
         (self.path / "data.json").write_text(json.dumps(data, indent=1) + "\n")
 
     def append(self, line: Mapping[str, Any]) -> None:
@@ -97,6 +97,15 @@ class RunFolder:
         """The validation of ``step`` in the metrics, None if there was none."""
         lines = (line for _, line in self._lines() if line.get("step") == step)
         return next((line["valid"] for line in lines if isinstance(line.get("valid"), dict)), None)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The lines of metrics that can be read, in order."""
+        return [line for _, line in self._lines() if isinstance(line.get("step"), int)]
+
+    def environment(self) -> dict[str, Any]:
+        """``environment.json``; empty if it is missing or damaged."""
+        path = self.path / "environment.json"
+        return _read_line(read_plain(path)) if path.is_file() else {}
 
     def cut_metrics(self, step: int) -> None:
         """Drop what comes after the last line of ``step`` or before: a resumed run writes it again.
@@ -134,6 +143,7 @@ def environment() -> dict[str, Any]:
     """Versions, machine and devices, for the record."""
     return {
         "nest_fn": __version__,
+        "code": code_digest(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),

@@ -1,0 +1,1 @@
+"""A finished run's steps made again, and where two runs part: verify, diff."""
