@@ -25,7 +25,7 @@ from nest_fn.model import abstract
 from nest_fn.version import versions
 
 from .lightning import STAND_INS, to_plain
-from .nemo_archive import read_lightning, read_nemo, trees_from, write_nemo
+from .nemo_archive import read_lightning, read_nemo, trees_from, without_wrappers, write_nemo
 from .port_keywords import config_from_keywords, is_flat
 
 _KINDS = ".nemo, .safetensors, .pt, or a name without a suffix for a folder"
@@ -92,7 +92,7 @@ def read_port(content: Mapping[str, Any], source: str) -> tuple[Params, State, C
         cfg = config_from_keywords(settings) if is_flat(settings) else Config.from_dict(settings)
     except ConfigError as error:
         raise CheckpointError(f"{source}: its config cannot be had here: {error}") from error
-    weights = tensors_only(content["model_state_dict"], source)
+    weights = without_wrappers(tensors_only(content["model_state_dict"], source))
     trees = abstract(cfg)
     ours = [(path, leaf.shape) for tree in trees for path, leaf in flatten(tree).items()]
     if {path for path, _ in ours} == weights.keys() and all(weights[path].shape == shape for path, shape in ours):

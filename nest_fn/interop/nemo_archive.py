@@ -92,11 +92,16 @@ def read_lightning(content: Any, source: str, compat: Compat | None = None) -> t
 
 def trees_from(state_dict: Any, cfg: Config, source: str) -> tuple[Params, State, Config]:
     """Params, state and config from the reference's ``state_dict``. Raises ``CheckpointError`` listing mismatches."""
-    weights = tensors_only(state_dict, source)
+    weights = without_wrappers(tensors_only(state_dict, source))
     try:
         return (*nemo.from_state_dict(weights, cfg), cfg)
     except ValueError as error:
         raise CheckpointError(f"{source}: {error}.") from error
+
+
+def without_wrappers(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Names without what ``torch.compile`` and data-parallel modules put into them: ``_orig_mod.`` and ``module.``."""
+    return {name.replace("_orig_mod.", "").removeprefix("module."): leaf for name, leaf in weights.items()}
 
 
 def _members(archive: BinaryIO, source: str) -> dict[str, Member]:

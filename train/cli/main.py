@@ -29,6 +29,7 @@ from .stream import (
     tell_end,
 )  # fmt: skip
 
+_DEFAULT = "nest_large"
 EPILOG = """exit codes: 0 done, 1 failure, 2 usage or config, 3 data, 4 checkpoint, 5 not finite, 6 distributed,
 75 saved after a signal, as SIGTERM, SIGUSR1 or SIGHUP (start again to go on), 130 Ctrl-C, 141 results were not wholly
 printed, for their reader went away; a command whose product is a file goes on without a reader"""
@@ -134,7 +135,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         "-c",
         "--config",
         type=option_types.path,
-        default="nest_large",
+        default=_DEFAULT,
         help="YAML file, or a preset's name (nest_small, tiny)",
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. data.train=a.jsonl optim.lr=2e-3")
@@ -142,7 +143,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 def read_config(args: argparse.Namespace) -> Config:
     """The config that ``-c`` and the overrides name. Raises ``ConfigError``."""
-    return config_of(args.config, args.overrides)
+    return config_of(args.config or _DEFAULT, args.overrides)
 
 
 def config_of(name: str, overrides: Sequence[str] = ()) -> Config:
@@ -154,6 +155,10 @@ def config_of(name: str, overrides: Sequence[str] = ()) -> Config:
 
 def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
+    parser.set_defaults(config=None)
+    parser.add_argument("--init", type=option_types.path, default=None, metavar="FROM",
+                        help="begin from weights, statistics and codebooks of a run folder or any checkpoint, ours or "
+                        "the reference's; without -c the config is that of the file")  # fmt: skip
     # Not --run: torchrun would take it for an abbreviation of one of its own options.
     parser.add_argument("--folder", type=option_types.path, default=None, help="run folder (default: runs/CONFIG)")
     parser.add_argument("--resume", choices=("auto", "must", "never"), default="auto",
@@ -169,20 +174,40 @@ def _pretrain(args: argparse.Namespace) -> int:
 
     from .console import ConsoleReporter
 
-    cfg = read_config(args)
+    initial, cfg = _beginning(args)
     if args.dry_run:
         from nest_fn.train.commands.dry_run import describe
 
         for line in describe(cfg):
             show(line)
         return 0
-    folder = RunFolder(args.folder or Path("runs") / Path(args.config).stem)
+    folder = RunFolder(args.folder or Path("runs") / Path(args.config or _DEFAULT).stem)
+    _check_apart(args.init, folder.path)
     command = [shlex.quote(word) for word in sys.argv]
     with joined_ranks(cfg, LogFile(folder.log(int(os.environ.get("RANK", "0"))))) as job:
         return pretrain(
             cfg, folder, ConsoleReporter(), resume=args.resume, command=command, allow_changes=args.allow_changes,
-            job=job,
+            job=job, initial=initial,
         )  # fmt: skip
+
+
+def _beginning(args: argparse.Namespace) -> tuple[Any, Config]:
+    """The model that ``--init`` names, None without it, and the config: that of ``-c``, else of the file."""
+    if args.init is None:
+        return None, read_config(args)
+    from nest_fn.train.run.context import read_initial
+
+    if args.config is None and args.folder is None and not args.dry_run:
+        raise UsageError("pretrain: --init without -c gives the run no name; name its folder with --folder.")
+    initial = read_initial(args.init)
+    cfg = initial.cfg.override(*args.overrides) if args.config is None else read_config(args)
+    return initial, cfg
+
+
+def _check_apart(init: str | None, folder: Path) -> None:
+    """Raise ``UsageError`` if the run would be written where it begins from."""
+    if init is not None and Path(init).resolve().is_relative_to(folder.resolve()):
+        raise UsageError(f"pretrain: --init {shown(init)} lies in the run folder itself; choose another with --folder.")
 
 
 def _config_arguments(parser: argparse.ArgumentParser) -> None:

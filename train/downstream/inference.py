@@ -26,7 +26,7 @@ from nest_fn.train.distributed.launch import SINGLE
 from nest_fn.train.distributed.launch import Job as LaunchedJob
 from nest_fn.train.errors import DataError
 from nest_fn.train.reporter import NullReporter, Reporter
-from nest_fn.train.run.device import choose_device, keep_freed_memory
+from nest_fn.train.run.device import check_precision, choose_device, keep_freed_memory
 
 _REPORT_S = 5.0  # seconds between two reports of progress
 
@@ -67,6 +67,7 @@ def load_model(path: str | Path) -> Model:
 def prepare_device(cfg: Config, job: LaunchedJob = SINGLE) -> torch.device:
     """The device that ``trainer.device`` names, with the process set up for it. Raises ``UsageError``."""
     device = choose_device(cfg.trainer.device, job)
+    check_precision(cfg.trainer.precision, device)
     if device.type == "cuda" and not job.ranks.is_single:
         torch.cuda.set_device(device)  # NCCL wants to know
     if cfg.trainer.threads > 0:

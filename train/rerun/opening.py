@@ -76,6 +76,11 @@ def _from_the_seed(run: Run, step: int, problems: Sequence[str]) -> Progress:
             _, settings, meta = checkpoint_folder.read_checkpoint(path)
         except CheckpointError:
             continue
+        if meta.get("init"):
+            raise UsageError(
+                f"{run.folder.path}: the run began from a model (--init), and no checkpoint is left at or before step "
+                f"{step}; give a later step."
+            )
         if "data_digest" in meta:
             refuse_changes(run.cfg, settings, meta, run.digest, True, run.reporter.warn)
             break

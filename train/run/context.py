@@ -7,13 +7,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import lcm
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from nest_fn.config import Config
+from nest_fn.interop.convert import model_digest, read_any
 from nest_fn.layers.tree import count, flatten
-from nest_fn.layers.types import Key, Tensor
+from nest_fn.layers.types import Key, Params, State, Tensor
 from nest_fn.mel import Tables, make_tables
 from nest_fn.model import abstract
 from nest_fn.train.data.clips import load_rirs
@@ -33,6 +34,16 @@ from .record.run_folder import RunFolder
 from .record.tensorboard import Board
 
 
+class Initial(NamedTuple):
+    """A model from which a run begins, on the CPU."""
+
+    source: str
+    params: Params
+    state: State
+    cfg: Config
+    digest: str
+
+
 @dataclass(frozen=True)
 class Run:
     """What does not change: settings, data, device, root key, and the reporters."""
@@ -50,6 +61,7 @@ class Run:
     local_reporter: Reporter  # reports on every rank; ``reporter`` on rank 0 alone
     job: Job = SINGLE
     sharding: Sharding = REPLICATED
+    initial: Initial | None = None  # None: the run begins from its seed
     background: BackgroundSave = field(default_factory=BackgroundSave)  # of rank 0
 
     @property
@@ -87,7 +99,15 @@ def step_parts(run: Run) -> StepParts:
     return recompute_blocks(parts) if run.cfg.trainer.recompute else parts
 
 
-def open_run(cfg: Config, folder: RunFolder, reporter: Reporter, job: Job = SINGLE) -> Run:
+def read_initial(source: str) -> Initial:
+    """The model in any checkpoint, ours or the reference's, or a run folder. Raises ``CheckpointError``."""
+    params, state, cfg = read_any(source)
+    return Initial(source, params, state, cfg, model_digest(params, state, cfg))
+
+
+def open_run(
+    cfg: Config, folder: RunFolder, reporter: Reporter, job: Job = SINGLE, initial: Initial | None = None
+) -> Run:
     """Read the data and choose the device. Raises ``DataError``, ``UsageError``."""
     device = choose_device(cfg.trainer.device, job)
     check_precision(cfg.trainer.precision, device)
@@ -109,7 +129,7 @@ def open_run(cfg: Config, folder: RunFolder, reporter: Reporter, job: Job = SING
     key = root_key(seed, device=device)
     speaker = reporter if job.ranks.is_main else NullReporter()
     tables = make_tables(cfg.preprocessor, device)
-    return Run(cfg, folder, board, speaker, train, valid, rirs, tables, device, key, reporter, job, cut)
+    return Run(cfg, folder, board, speaker, train, valid, rirs, tables, device, key, reporter, job, cut, initial)
 
 
 def data_record(run: Run) -> dict[str, Any]:
@@ -117,6 +137,8 @@ def data_record(run: Run) -> dict[str, Any]:
     record: dict[str, Any] = {"train": {"files": list(run.train.manifest.files), "digest": run.train.digest}}
     if run.valid is not None:
         record["valid"] = {"files": list(run.valid.manifest.files), "digest": run.valid.digest}
+    if run.initial is not None:
+        record["init"] = {"file": run.initial.source, "digest": run.initial.digest}
     return record
 
 

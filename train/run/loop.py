@@ -75,8 +75,8 @@ def _batches(run: Run, dataset: Dataset, stop: StopRequest, **place: int) -> Ite
 
 
 def _finish_interrupted_step(run: Run, progress: Progress, evaluate: Any, stop: StopRequest) -> Progress:
-    """Run the validation or the save that was due when the run stopped."""
-    if progress.ts.step == 0:
+    """Run the validation or the save that was due when the run stopped; a run from another model is validated first."""
+    if progress.ts.step == 0 and not progress.init:
         return progress
     found = run.ranks.broadcast_object(run.folder.validation(progress.ts.step) if run.ranks.is_main else None)
     if found is None:
@@ -167,7 +167,7 @@ def _warn(run: Run, progress: Progress, line: Mapping[str, Any]) -> frozenset[st
 def _validate(run: Run, progress: Progress, evaluate: Any, stop: StopRequest) -> Progress:
     """A pass over the validation data where one is due; given up without a trace if a stop is requested."""
     ts, trainer = progress.ts, run.cfg.trainer
-    if run.valid is None or not due(ts.step, trainer.valid_every, trainer.max_steps):
+    if run.valid is None or not (due(ts.step, trainer.valid_every, trainer.max_steps) or ts.step == 0):
         return progress
     started, key, seen = time.monotonic(), validation_key(run.key), 0
     valid = run.valid

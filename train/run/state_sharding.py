@@ -6,11 +6,14 @@ from collections.abc import Callable
 
 import torch
 
+from nest_fn.interop.take_over import TakenOver, take_over
 from nest_fn.layers.tree import fill, flatten
 from nest_fn.layers.types import Params, Tensor
+from nest_fn.model import init
 from nest_fn.train.distributed.sharding import Sharding
+from nest_fn.train.errors import CheckpointError
 from nest_fn.train.keys import init_key
-from nest_fn.train.step.step import TrainState, init_train_state
+from nest_fn.train.step.step import TrainState, init_train_state, start_from
 
 from .context import Run
 from .record.progress import Progress
@@ -19,8 +22,26 @@ Leaves = dict[str, Tensor]
 
 
 def initial_train_state(run: Run) -> TrainState:
-    """The train state before step 1, a function of the run's seed."""
-    return init_train_state(init_key(run.key), run.cfg)
+    """The train state before step 1, a function of the run's seed, and of the model that it begins from."""
+    if run.initial is None:
+        return init_train_state(init_key(run.key), run.cfg)
+    made = taken_over(run)
+    return start_from(made.params, made.state, run.cfg)
+
+
+def taken_over(run: Run) -> TakenOver:
+    """The model that the run begins from, in the shapes of its config.
+
+    Raises ``CheckpointError`` if no part of the encoder fits.
+    """
+    assert run.initial is not None
+    made = take_over(*init(init_key(run.key), run.cfg), run.initial.params, run.initial.state)
+    if not any(part.startswith("encoder.") for part in made.taken):
+        raise CheckpointError(
+            f"--init {run.initial.source}: no part of its encoder fits the config: {made.fresh[0]}; leave -c out, and "
+            "the config is that of the file."
+        )
+    return made
 
 
 def broadcast_progress(restored: Progress | None, run: Run) -> Progress:
@@ -30,7 +51,8 @@ def broadcast_progress(restored: Progress | None, run: Run) -> Progress:
     received = run.ranks.broadcast_object(without_tensors)
     broadcast_(ts, run.sharding)
     if received is None:
-        return Progress(shard_state(ts, run.sharding), 0, 0, {})
+        digest = "" if run.initial is None else run.initial.digest
+        return Progress(shard_state(ts, run.sharding), 0, 0, {}, init=digest)
     return received._replace(ts=shard_state(ts._replace(step=received.ts.step), run.sharding))
 
 

@@ -492,6 +492,9 @@ def test_files_of_the_port(tmp_path: Path, nested: bool) -> None:
     ours = flatten(params) | flatten(state)
     torch.save({"model_state_dict": ours, "config": config}, tmp_path / "b.pt")  # under our own names
     assert same(read_any(tmp_path / "b.pt")[0], params)
+    wrapped = {f"module._orig_mod.{name}": leaf for name, leaf in ours.items()}  # compiled, on many devices
+    torch.save({"model_state_dict": wrapped, "config": config}, tmp_path / "w.pt")
+    assert same(read_any(tmp_path / "w.pt")[0], params)
     torch.save({"model_state_dict": ours, "config": {"n_layer": 1}}, tmp_path / "c.pt")
     with pytest.raises(CheckpointError, match="unknown key 'n_layer'; did you mean 'n_layers'"):
         read_any(tmp_path / "c.pt")

@@ -92,7 +92,11 @@ def check_keeping(cfg: Config) -> None:
 
 def _meta(progress: Progress, digest: str) -> dict[str, Any]:
     place = {"step": progress.ts.step, "epoch": progress.epoch, "batch": progress.batch, "data_digest": digest}
-    return place | ({"skipped": progress.skipped} if progress.skipped else {})
+    return (
+        place
+        | ({"skipped": progress.skipped} if progress.skipped else {})
+        | ({"init": progress.init} if progress.init else {})
+    )
 
 
 def _stands(path: Path, meta: Mapping[str, Any]) -> bool:
@@ -168,7 +172,8 @@ def _from_trees(cfg: Config, trees: dict[str, Any], meta: dict[str, Any]) -> Pro
     ema = (trees["ema"] or fresh.ema) if fresh.ema else {}
     ts = TrainState(int(meta["step"]), trees["params"], trees["state"], opt_state, ema)
     window = {name: leaf.to("cpu") for name, leaf in trees["window"].items()}
-    return Progress(ts, int(meta["epoch"]), int(meta["batch"]), window, int(meta.get("skipped", 0)))
+    skipped, init = int(meta.get("skipped", 0)), str(meta.get("init", ""))
+    return Progress(ts, int(meta["epoch"]), int(meta["batch"]), window, skipped, init=init)
 
 
 def optimizer_tree(state: Any) -> dict[str, Any]:

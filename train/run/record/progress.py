@@ -18,6 +18,7 @@ class Progress(NamedTuple):
     window: Mapping[str, Tensor]  # sums since the last line of metrics (train/step/metrics.py)
     skipped: int = 0  # updates in a row that were skipped because they were not finite
     valid_loss: float | None = None  # nats, of the validation after this very step; written, but not restored
+    init: str = ""  # digest of the model that the run began from; empty: from its seed
 
     # Not written: what a person was warned of and still holds, and the start of the window on the monotonic clock (s).
     active_warnings: frozenset[str] = frozenset()
