@@ -7,6 +7,7 @@ from typing import Any
 
 EXTRAS: dict[str, dict[str, tuple[str, ...]]] = {  # extra of pyproject.toml: package: names that must exist in it
     "audio": {"soundfile": ("SoundFile", "SoundFileError")},
+    "analysis": {"matplotlib": ("__version__",)},
     "log": {"tensorboard": ("__version__",)},
     "text": {"sentencepiece": ("SentencePieceProcessor",)},
     "tokenizers": {"tokenizers": ("Tokenizer",)},

@@ -12,7 +12,7 @@ from nest_fn.train.errors import UsageError
 from tests import fuzz_cli
 from tests.fuzz_stage import Stage, staged
 
-SLOW = ("pretrain", "finetune-ctc", "probe")  # a line that is accepted trains
+SLOW = ("pretrain", "finetune-ctc", "probe", "analyse")  # a line that is accepted trains, or computes for long
 
 
 @pytest.fixture(scope="module")

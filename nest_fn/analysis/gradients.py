@@ -36,16 +36,21 @@ def per_example_gradients(
     check_independent("per_example_gradients", cfg, train)
     if method not in ("taps", "vmap"):
         raise ValueError(f"per_example_gradients: no method is called {method!r}; use taps or vmap.")
-    found: dict[str, list[Tensor]] = {}
+    found = {path: leaf.new_zeros(row_count(batch), *leaf.shape) for path, leaf in flatten(params).items()}
+    place = 0
     for part in chunks(batch, chunk):
+        rows = slice(place, place := place + row_count(part))
         if method == "vmap":
             made = flatten(_vmapped(params, state, part, cfg, key, train))
+            for path, leaf in made.items():
+                found[path][rows] = leaf
         else:
-            made, _ = _read_all(params, state, part, cfg, key, train, lambda row: row.full())
-        for path, leaf in flatten(params).items():
-            zeros = leaf.new_zeros(()).expand(row_count(part), *leaf.shape)
-            found.setdefault(path, []).append(made.get(path, zeros))
-    return fill(params, {path: leaves[0] if len(leaves) == 1 else torch.cat(leaves) for path, leaves in found.items()})
+
+            def keep(path: str, row: RowGradient, rows: slice = rows) -> None:
+                found[path][rows] = row.full()
+
+            _backward(params, state, part, cfg, key, train, keep)
+    return fill(params, found)
 
 
 def _vmapped(params: Params, state: State, part: Batch, cfg: Config, key: Key | None, train: bool) -> Any:

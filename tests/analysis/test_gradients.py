@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
@@ -83,6 +84,25 @@ def test_a_product_has_one_norm_by_either_way(shape: tuple[int, int, int]) -> No
     left, right = random.normal(key(1), (3, n, p), torch.float64), random.normal(key(2), (3, n, q), torch.float64)
     product = Product(left, right, torch.Size((p, q)))
     assert_close(product.squared_norm(), torch.einsum("bnp,bnq->bpq", left, right).square().sum(dim=(1, 2)))
+
+
+def test_nothing_is_held_when_the_gradients_are_there() -> None:
+    """No tensor of the backward pass survives it, with the collector of circles switched off."""
+    params, state, cfg = small_model()
+
+    def alive() -> int:
+        return sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        counts = []
+        for _ in range(3):
+            gradients.per_example_norms(params, state, small_batch(), cfg, key=KEY)
+            counts.append(alive())
+    finally:
+        gc.enable()
+    assert counts[0] == counts[1] == counts[2]
 
 
 def test_batch_norm_in_training_mode_is_refused() -> None:

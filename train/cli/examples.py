@@ -18,6 +18,7 @@ EXAMPLES = {
     "extract": "nest-fn extract runs/large test.jsonl --out features --layers all",
     "tokenize": "nest-fn tokenize runs/large test.jsonl --out tokens",
     "probe": "nest-fn probe runs/large --label speaker --train train.jsonl --test test.jsonl",
+    "analyse": "nest-fn analyse runs/large gradients codes --out analysis",
     "finetune-ctc": "nest-fn finetune-ctc runs/large data.train=train.jsonl data.valid=valid.jsonl --out recogniser",
     "transcribe": "nest-fn transcribe recogniser test.jsonl --out recognised.jsonl",
     "doctor": "nest-fn doctor runs",

@@ -98,6 +98,7 @@ def _read(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from . import analyse as cli_analyse
     from . import apply as cli_apply
     from . import data as cli_data
     from . import finetune as cli_finetune
@@ -112,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     add_command(commands, "config", _config, "show a config, or how two differ", _config_arguments)
     cli_model.add_commands(commands)
     cli_apply.add_commands(commands)
+    cli_analyse.add_commands(commands)
     cli_finetune.add_commands(commands)
     add_command(commands, "doctor", _doctor, "is this machine ready", _doctor_arguments)
     add_command(commands, "bench", bench.run, "how fast is this machine", bench.add_arguments)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -44,13 +44,18 @@ def chunks(batch: Batch, size: int | None = None) -> Iterator[dict[str, Tensor]]
         yield {name: leaf[start : start + size] for name, leaf in named.items()}
 
 
-def saved_bytes(f: Callable[[], Any]) -> int:
-    """Bytes that autograd keeps for the backward pass of ``f()``, each storage once: what a chunk costs in memory."""
+def saved_bytes(f: Callable[[], Any], without: Iterable[Tensor] = ()) -> int:
+    """Bytes that autograd keeps for the backward pass of ``f()``, each storage once: what a chunk costs in memory.
+
+    ``without`` are tensors ``[...]`` not to count, as they are there anyhow: the parameters.
+    """
+    there = {leaf.untyped_storage().data_ptr() for leaf in without}
     sizes: dict[int, int] = {}
 
     def keep(leaf: Tensor) -> Tensor:
         storage = leaf.untyped_storage()
-        sizes[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in there:
+            sizes[storage.data_ptr()] = storage.nbytes()
         return leaf
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda leaf: leaf):

@@ -107,10 +107,11 @@ class _Taps(TorchFunctionMode):
 
         ``behind`` is the number of axes of length 1 at the end.
         """
+        rows = self.rows
         shape = (*(1,) * (ndim - 1 - shared.ndim - behind), *shared.shape, *(1,) * behind)
         # The view with all rows is watched: the gradient of what it repeats would be summed up over them.
-        repeated = shared.detach().reshape(shape).expand(self.rows, *shape)
-        return self.watch(repeated, (shared, lambda grad: Held(grad.reshape(self.rows, *shared.shape))))
+        repeated = shared.detach().reshape(shape).expand(rows, *shape)
+        return self.watch(repeated, (shared, lambda grad: Held(grad.reshape(rows, *shared.shape))))
 
     def _expanded(self, func: Any, args: Any, kwargs: Any) -> Any:
         """A call that broadcasts: its shared tensors are repeated for each row."""
@@ -228,7 +229,7 @@ class _Backward:
         self._single = {path for path in self._single if uses[path] == 1}
         self._sums: dict[str, Tensor] = {}
         for meeting in taps.meetings:
-            meeting.watched.register_hook(self._hook(meeting))
+            meeting.watched.register_hook(self._hook(meeting.shared))
 
     def _sources(self, shared: Tensor) -> list[str]:
         """Paths of the parameters that a tensor was computed from: of a parameter, its own."""
@@ -246,10 +247,12 @@ class _Backward:
             todo += [following for following, _ in node.next_functions]
         return list(found)
 
-    def _hook(self, meeting: _Meeting) -> Callable[[Tensor], None]:
+    def _hook(self, shared: tuple[tuple[Tensor, Read], ...]) -> Callable[[Tensor], None]:
+        """A hook on a watched tensor. It must not hold that tensor itself: such a circle would never be freed."""
+
         def receive(grad: Tensor) -> None:
             with torch.no_grad():
-                for leaf, read in meeting.shared:
+                for leaf, read in shared:
                     self._receive(leaf, read(grad))
 
         return receive
