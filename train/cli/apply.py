@@ -139,6 +139,17 @@ def _tell_written(written: int, dataset: Any, out: str) -> None:
     return tell(f"{written} files written to {out}, {total - written} were there already")
 
 
+def _take_settings(args: argparse.Namespace, *lists: str) -> None:
+    """Move KEY=VALUE, which options that take several words have swallowed, from these to the overrides."""
+    for name in lists:
+        words = getattr(args, name)
+        settings = [word for word in words if "=" in word and not Path(word).exists()]
+        args.overrides = [*args.overrides, *settings]
+        setattr(args, name, [word for word in words if word not in settings])
+        if not getattr(args, name):
+            raise UsageError(f"probe: --{name} wants one or more manifests.")
+
+
 def _probe(args: argparse.Namespace) -> int:
     from nest_fn.train.downstream.utterance_probe import probe_labels
     from nest_fn.train.signals import Stopped, stop_requests
@@ -147,6 +158,7 @@ def _probe(args: argparse.Namespace) -> int:
 
     if is_distributed():
         raise UsageError("probe: runs in one process; start it without torchrun.")
+    _take_settings(args, "train", "test")
     reporter = ConsoleReporter()
     with stop_requests() as stop:
         try:

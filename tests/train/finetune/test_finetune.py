@@ -123,8 +123,8 @@ def test_transcription_goes_on_where_it_was_stopped(
 
 # All that can change at once: frozen steps, masks, weighted layers, micro-batches, dropout.
 EVERYTHING = (
-    "trainer.max_steps=40", "trainer.valid_every=10", "trainer.save_every=5", "trainer.log_every=4",
-    "trainer.accumulate=2", "encoder.dropout=0.1", "--frozen-steps", "8", "--layer", "weighted", "--time-masks", "1",
+    "trainer.max_steps=20", "trainer.valid_every=5", "trainer.save_every=4", "trainer.log_every=3",
+    "trainer.accumulate=2", "encoder.dropout=0.1", "--frozen-steps", "4", "--layer", "weighted", "--time-masks", "1",
     "--freq-masks", "1", "--encoder-lr", "0.5",
 )  # fmt: skip
 
