@@ -23,12 +23,20 @@ def add_commands(commands: Any) -> None:
     convert.add_argument("target", type=option_types.path, help="a folder, .safetensors, .pt or .nemo")
     convert.add_argument("--compat", choices=("current", "legacy"), default=None, help="numerics of the reference")
     option_types.add_overwrite(convert)
-    export = _add(commands, "export", _export, "the encoder as a graph that runs without this library")
+    export = _add(
+        commands, "export", _export, "the encoder as a graph, or for transformers, to run without this library"
+    )
     export.add_argument("checkpoint", type=option_types.path, help="a checkpoint, or a run folder: its newest")
     export.add_argument(
-        "out", type=option_types.path, help="a file .onnx (wants the extra export) or .pt2 (torch.export)"
+        "out", type=option_types.path, help="a file .onnx (wants the extra export) or .pt2 (torch.export), or a folder"
     )
-    export.add_argument("--source", choices=("features", "audio"), default="features", help="what the graph takes")
+    export.add_argument(
+        "--format",
+        choices=("graph", "hf"),
+        default="graph",
+        help="graph: .onnx or .pt2 by the name; hf: a folder for transformers' ParakeetEncoder (extra export)",
+    )
+    export.add_argument("--source", choices=("features", "audio"), default=None, help="what a graph takes (features)")
     export.add_argument("--static", action="store_true", help="one utterance of ten seconds, not any batch and length")
     option_types.add_overwrite(export)
     replay = _add(commands, "replay", _replay, "make one step of a run again and look into it; nothing is written")
@@ -88,27 +96,61 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
+    if args.format == "hf":
+        return _export_huggingface(args)
     from nest_fn.errors import ExportError
-    from nest_fn.files.outputs import claim, written
-    from nest_fn.interop.convert import model_digest
+    from nest_fn.files.outputs import written
     from nest_fn.interop.export import check_target, export_encoder, export_onnx
     from nest_fn.train.downstream.inference import load_model
-    from nest_fn.version import versions
 
+    source: Any = args.source or "features"
     try:
         suffix = check_target(args.out)
     except ExportError as error:
         raise UsageError(str(error)) from error
     model = load_model(args.checkpoint)
-    origin = {"command": "export", "model": model_digest(*model), "source": args.source, "static": args.static}
-    place = claim(args.out, origin | versions(), folder=False, inputs=[args.checkpoint], overwrite=args.overwrite)
+    place = _claim_export(args, model, {"source": source, "static": args.static}, folder=False)
     if not place.done:
         with written(place) as temporary:
             if suffix == ".onnx":
-                export_onnx(temporary, *model, dynamic=not args.static, source=args.source)
+                export_onnx(temporary, *model, dynamic=not args.static, source=source)
             else:
-                export_encoder(*model, temporary, dynamic=not args.static, source=args.source)
+                export_encoder(*model, temporary, dynamic=not args.static, source=source)
     tell(f"written to {args.out}")
+
+
+def _export_huggingface(args: argparse.Namespace) -> None:
+    from nest_fn.errors import ExportError
+    from nest_fn.files.outputs import written
+    from nest_fn.files.tensors import size_of
+    from nest_fn.interop.huggingface import check_huggingface, write_huggingface
+    from nest_fn.layers.tree import flatten
+    from nest_fn.train.downstream.inference import load_model
+
+    given = [name for name, value in (("--source", args.source), ("--static", args.static)) if value]
+    if given:
+        raise UsageError(f"export: {given[0]} has no effect with --format hf; leave it out.")
+    model = load_model(args.checkpoint)
+    try:
+        check_huggingface(model.cfg)
+    except ExportError as error:
+        raise UsageError(str(error)) from error
+    place = _claim_export(args, model, {"format": "hf"}, folder=True)
+    if not place.done:
+        with written(place, size_of(flatten(model.params["encoder"]))) as temporary:
+            other = write_huggingface(temporary, *model)
+        if other is not None:
+            tell(f"no feature extractor was written: ParakeetFeatureExtractor has no {other}; use nest_fn.log_mel")
+    tell(f"written to {args.out}")
+
+
+def _claim_export(args: argparse.Namespace, model: Any, settings: dict[str, Any], folder: bool) -> Any:
+    from nest_fn.files.outputs import claim
+    from nest_fn.interop.convert import model_digest
+    from nest_fn.version import versions
+
+    origin = {"command": "export", "model": model_digest(*model), **settings, **versions()}
+    return claim(args.out, origin, folder=folder, inputs=[args.checkpoint], overwrite=args.overwrite)
 
 
 def _replay(args: argparse.Namespace) -> int:

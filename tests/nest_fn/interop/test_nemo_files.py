@@ -237,7 +237,7 @@ def _changed(change: Any) -> OrderedDict[str, torch.Tensor]:
         (lambda w: w.update({"quantizer.proj.weight": torch.zeros(2, 640, device="meta")}), "without plain numbers"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:Sparse invariant")
+@pytest.mark.filterwarnings("ignore:Sparse invariant", "ignore:Validating sparse")
 def test_weights_that_do_not_fit(tmp_path: Path, change: Any, message: str) -> None:
     path = pack(tmp_path / "a.nemo", reference_config(), _changed(change))
     with pytest.raises(CheckpointError, match=message):

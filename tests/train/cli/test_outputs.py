@@ -44,6 +44,7 @@ WRITERS = {
     "convert to .pt": Writer("convert {model} {out}.pt", False),
     "convert to .safetensors": Writer("convert {model} {out}.safetensors", False),
     "export": Writer("export {model} {out}.pt2 --static", False),
+    "export for transformers": Writer("export {model} {out} --format hf", True),
     "extract": Writer("extract {model} {valid} --out {out}", True),
     "tokenize": Writer("tokenize {model} {valid} --out {out}", True),
     "analyse": Writer("analyse {model} stability --data {valid} --out {out}", True),
