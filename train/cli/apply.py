@@ -193,7 +193,7 @@ def _transcribe(args: argparse.Namespace) -> int:
 def _transcribe_all(args: argparse.Namespace, made: Recogniser, dataset: Dataset) -> int:
     from nest_fn.train.ctc.decode import beam_search, greedy
     from nest_fn.train.downstream.inference import Job
-    from nest_fn.train.downstream.transcribe import Parts, finished_lines, transcribe
+    from nest_fn.train.downstream.transcribe import FoundLines, finished_lines, transcribe
     from nest_fn.train.signals import stop_requests
 
     from .console import ConsoleReporter
@@ -204,24 +204,24 @@ def _transcribe_all(args: argparse.Namespace, made: Recogniser, dataset: Dataset
     if place is not None and place.done:
         tell(f"{args.out} holds the same transcription, finished")
         return 0
-    parts = None if place is None else Parts(place)
-    found = {} if parts is None else parts.read()
+    kept = None if place is None else FoundLines(place)
+    found = {} if kept is None else kept.read()
     with stop_requests() as stop:
         job = Job(stopped=lambda: stop.asked, reporter=reporter)
         for index, line in transcribe(made, dataset, decode, done=found, job=job):
             found[index] = line
-            if parts is not None:
-                parts.add(index, line)
+            if kept is not None:
+                kept.add(index, line)
         if stop.asked:
-            kept = "nothing is kept" if parts is None else "the same command goes on from there"
-            reporter.say(f"asked to stop after {len(found)} of {len(dataset.manifest)} utterances; {kept}")
+            rest = "nothing is kept" if kept is None else "the same command goes on from there"
+            reporter.say(f"asked to stop after {len(found)} of {len(dataset.manifest)} utterances; {rest}")
             return stop.exit_code
     lines = finished_lines(found)
-    if place is None or parts is None:
+    if place is None or kept is None:
         for line in lines:
             show(json.dumps(line, ensure_ascii=False))
     else:
-        parts.finish(place, lines)
+        kept.finish(place, lines)
     _tell_rates(lines, args.out, reporter)
     return 0
 

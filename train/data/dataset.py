@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
@@ -88,10 +88,13 @@ class Dataset:
         )  # fmt: skip
 
 
-def open_dataset(config: DataConfig, seed: int, *, split: str = "train", sample_rate: int = 16000) -> Dataset:
+def open_dataset(
+    config: DataConfig, seed: int, *, split: str = "train", sample_rate: int = 16000, hold_longest: bool = False
+) -> Dataset:
     """Read the manifests of ``split`` (train or valid) and the noise, and choose the shapes.
 
-    Validation is neither shuffled nor weighted. Raises ``DataError`` and ``UsageError``.
+    Validation is neither shuffled nor weighted. ``hold_longest`` raises ``batch_seconds`` to what the longest
+    utterance needs. Raises ``DataError`` and ``UsageError``.
     """
     train = split == "train"
     files, shards = (config.train, config.train_shards) if train else (config.valid, config.valid_shards)
@@ -103,6 +106,9 @@ def open_dataset(config: DataConfig, seed: int, *, split: str = "train", sample_
     )  # fmt: skip
     least = max(1, round(config.min_audio * sample_rate))
     length = np.maximum(np.rint(manifest.duration * sample_rate).astype(np.int64), least)
+    if hold_longest:
+        seconds = config.row_multiple * (int(length.max()) + 1) / sample_rate
+        config = replace(config, batch_seconds=max(config.batch_seconds, seconds))
     weight = _weights(manifest, config) if train else None
     often = length if weight is None else np.repeat(length, np.ceil(weight).astype(np.int64))
     return Dataset(

@@ -89,8 +89,8 @@ def open_audio(
 ) -> Dataset:
     """A dataset of all utterances of manifests, of a folder, or of one audio file, of any length, mixed to mono.
 
-    ``data`` has other settings of how it is read. For a folder or an audio file, a manifest is written into the folder
-    ``scratch``. Raises ``DataError``.
+    An utterance longer than ``batch_seconds`` is a batch of its own. ``data`` has other settings of how it is read. For
+    a folder or an audio file, a manifest is written into the folder ``scratch``. Raises ``DataError``.
     """
     files = [source] if isinstance(source, str) else list(source)
     if len(files) == 1 and (Path(files[0]).is_dir() or files[0].lower().endswith(AUDIO_SUFFIXES)):
@@ -101,7 +101,9 @@ def open_audio(
         data = DataConfig(
             min_duration=0.0, max_duration=86400.0, batch_seconds=60.0, min_audio=0.0, num_workers=0, channel="mix"
         )
-    return open_dataset(replace(data, valid=tuple(files)), 0, split="valid", sample_rate=cfg.sample_rate)
+    return open_dataset(
+        replace(data, valid=tuple(files)), 0, split="valid", sample_rate=cfg.sample_rate, hold_longest=True
+    )
 
 
 def utterances(dataset: Dataset, job: Job = ALONE) -> Iterator[Utterances]:

@@ -64,7 +64,7 @@ def rates(lines: list[dict[str, Any]]) -> tuple[Errors, int]:
     return count_errors(pairs), len(pairs)
 
 
-class Parts:
+class FoundLines:
     """Lines found so far, in a hidden file beside the output; its first line is the output's origin."""
 
     def __init__(self, place: Place) -> None:
@@ -93,7 +93,7 @@ class Parts:
             raise CheckpointError(f"{self._path}: {error.strerror}; the lines before are kept.") from error
 
     def finish(self, place: Place, lines: list[dict[str, Any]]) -> None:
-        """Write the output, and remove the file of its parts."""
+        """Write the output, and remove the file of its lines."""
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         with written(place, len(text)) as temporary:
             temporary.write_text(text, encoding="utf-8", errors="surrogatepass")

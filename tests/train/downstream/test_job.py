@@ -104,6 +104,13 @@ def test_a_stop_ends_with_its_code_and_the_same_command_goes_on(
         np.testing.assert_allclose(now[name], features, atol=1e-5)
 
 
+def test_an_utterance_longer_than_a_batch_is_a_batch(model: str, tmp_path: Path) -> None:
+    write_wav(tmp_path / "long.wav", np.zeros(16000 * 5, np.int16))
+    write_wav(tmp_path / "short.wav", np.zeros(16000, np.int16))
+    assert main(["extract", model, str(tmp_path), "--out", str(tmp_path / "out"), "--batch-seconds", "2"]) == 0
+    assert sorted(features.shape[-2] for features in arrays(tmp_path / "out").values()) == [13, 63]
+
+
 def test_the_index_is_a_manifest_that_every_command_reads(
     model: str, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
