@@ -12,6 +12,7 @@ from .conv import bfloat16_on_cpu, conv, init_conv
 from .lengths import strided, valid_mask
 from .linear import init_linear, linear
 from .norm import init_norm, layer_norm
+from .subsampling_fused import convolve_twice
 from .types import Key, Params, Tensor
 
 
@@ -119,11 +120,40 @@ def subsample(params: Params, x: Tensor, lengths: Tensor, spec: SubsamplingSpec)
             x = layer_norm(params["norm"], x)
         return linear(params["out"], x.unflatten(1, (-1, spec.factor)).flatten(2)), new_lengths
     # [B, F, M] -> [B, 1, F, M]: time is height, frequency is width.
-    x = _mask(x[:, None], lengths, spec)
-    for stage in params["stages"]:
+    x, stages = _mask(x[:, None], lengths, spec), params["stages"]
+    if _is_fused(x, spec):
+        (x, lengths), stages = _first_two_stages(stages, x[:, 0], lengths, spec), stages[2:]
+    for stage in stages:
         x, lengths = _stage(stage, x, lengths, spec)
     # [B, C, T, M'] -> [B, T, C M']: channel-major, as in the reference's weights.
     return linear(params["out"], x.transpose(1, 2).flatten(2)), new_lengths
+
+
+def _is_fused(x: Tensor, spec: SubsamplingSpec) -> bool:
+    """Whether one operator makes the first two convolutions: compiled on CUDA, where ``x`` has no gradient."""
+    return (
+        torch.compiler.is_compiling()
+        and x.is_cuda
+        and not x.requires_grad
+        and x.dtype in (torch.bfloat16, torch.float32)
+        and spec.kind == "dw_striding"
+        and spec.stages > 1
+    )
+
+
+def _first_two_stages(stages: Any, x: Tensor, lengths: Tensor, spec: SubsamplingSpec) -> tuple[Tensor, Tensor]:
+    """As ``_stage`` twice: ``[B, F, M] -> [B, C, T, M']`` and the lengths."""
+
+    def after(n: Any) -> Any:
+        return strided(n, *_geometry(spec))
+
+    frames, bins = after(x.shape[1]), after(x.shape[2])
+    kept, shape = after(lengths), (bins, after(frames), after(bins))
+    kept = kept if spec.masked else torch.full_like(kept, frames)
+    y = convolve_twice(stages[0]["conv"], stages[1]["depthwise"], x, kept, shape, spec.padding[0])
+    y = linear(stages[1]["pointwise"], y).permute(0, 3, 1, 2)
+    twice = after(after(lengths))
+    return F.relu(_mask(y, twice, spec)), twice
 
 
 def _mask(x: Tensor, lengths: Tensor, spec: SubsamplingSpec) -> Tensor:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from nest_fn import Config
+from nest_fn import Config, init
+from nest_fn.encoder import subsample_features
 from nest_fn.layers import random
 from nest_fn.layers.tree import flatten, tree_map
 from nest_fn.train.data.dataset import batches, open_dataset
@@ -97,3 +98,20 @@ def test_a_batch_that_was_sent_is_the_batch(corpus: Corpus) -> None:
     for one, other in zip(plain, ahead, strict=True):
         there = to_device(other, CUDA)
         assert all(torch.equal(leaf.cpu(), one[name]) for name, leaf in there.items())  # type: ignore[literal-required]
+
+
+def test_fused_convolutions_are_those_of_eager_mode(corpus: Corpus) -> None:
+    """The subsampling, compiled on CUDA, where one operator makes its first two convolutions."""
+    cfg = config(corpus)
+    params, _ = init(random.key(0, device=CUDA), cfg)
+    features = random.normal(random.key(1, device=CUDA), (3, 80, 208))
+    lengths = torch.tensor([208, 150, 16], device=CUDA)
+    leaves = {path: leaf.requires_grad_() for path, leaf in flatten(params["encoder"]).items() if "subsampling" in path}
+
+    def run(subsample: Any) -> tuple[torch.Tensor, ...]:
+        y, _ = subsample(params["encoder"], features, lengths, cfg.encoder)
+        return y, *torch.autograd.grad(y.square().sum(), list(leaves.values()))
+
+    made = run(torch.compile(subsample_features, fullgraph=True))
+    for one, other in zip(made, run(subsample_features), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()))

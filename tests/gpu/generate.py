@@ -96,8 +96,8 @@ class Collector:
     def _count(self, nodes: Any) -> None:
         tally = self.traffic.setdefault(self.graph, Traffic())
         for node in nodes:
-            if isinstance(node, NopKernelSchedulerNode):
-                continue
+            if isinstance(node, NopKernelSchedulerNode) or (node.is_extern() and not node.get_write_buffer_sizes()):
+                continue  # nothing happens: a call that writes nothing makes a view, as view_as_real
             tally.read += int(node.get_read_buffer_sizes())
             tally.written += int(node.get_write_buffer_sizes())
             tally.calls += node.is_extern()

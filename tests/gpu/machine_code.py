@@ -86,17 +86,28 @@ def compile_kernels(kernels: list[Kernel], folder: Path, jobs: int) -> list[Made
 
 def compile_own() -> list[str]:
     """The kernels that the project itself has written: what refuses them, if anything does."""
-    from nest_fn.layers.mixer_triton import BLOCK, lanes_above_kernel
+    from nest_fn.layers import mixer_triton, subsampling_triton
 
-    types = {"keys": "*i64", "out": "*i32", "bound": "i32", "n": "i32", "blocks": "i32"}
-    constants = {"GAMMA": _GAMMA, "M1": _M1, "M2": _M2, "BLOCK": BLOCK}
-    source = triton.compiler.ASTSource(
-        lanes_above_kernel, {**types, **dict.fromkeys(constants, "constexpr")}, constexprs=constants
-    )
+    mixer = {"keys": "*i64", "out": "*i32", "bound": "i32", "n": "i32", "blocks": "i32"}
+    constants = {"GAMMA": _GAMMA, "M1": _M1, "M2": _M2, "BLOCK": mixer_triton.BLOCK}
+    refused = _refusal(mixer_triton.lanes_above_kernel, mixer, constants)
+    tile: dict[str, Any] = {name: getattr(subsampling_triton, name) for name in ("POSITIONS", "CHANNELS", "TAPS")}
+    sizes = dict.fromkeys(("count", "frames", "bins", "once", "wide", "narrow", "channels", "pad"), "i32")
+    for kind in ("*bf16", "*fp32"):
+        given = {"x": kind, "lengths": "*i64", "first": kind, "second": kind}
+        tile["PRECISION"] = "tf32" if kind == "*bf16" else "ieee"
+        refused += _refusal(subsampling_triton.forward_kernel, {**given, "y": kind, **sizes}, tile)
+        whole = {"grad": kind, **given, "partial": "*fp32", **sizes}
+        refused += _refusal(subsampling_triton.backward_kernel, whole, tile)
+    return refused
+
+
+def _refusal(kernel: Any, types: dict[str, str], constants: dict[str, Any]) -> list[str]:
+    signature = {**types, **dict.fromkeys(constants, "constexpr")}
     try:
-        triton.compile(source, target=TARGET)
+        triton.compile(triton.compiler.ASTSource(kernel, signature, constexprs=constants), target=TARGET)
     except Exception as error:
-        return [f"kernel lanes_above_kernel: {type(error).__name__}: {error}"]
+        return [f"kernel {kernel.__name__}, {types}: {type(error).__name__}: {str(error)[:2000]}"]
     return []
 
 
