@@ -24,7 +24,14 @@ from nest_fn.layers.tree import fill, flatten
 from nest_fn.train.downstream.inference import open_audio, utterances
 
 ROWS = 64
-WAYS = ("loop of torch.func.grad", "loop of autograd", "vmap, gradients", "taps, gradients", "taps, norms")
+WAYS = (
+    "loop of torch.func.grad",
+    "loop of autograd",
+    "sum over a chunk",
+    "vmap, gradients",
+    "taps, gradients",
+    "taps, norms",
+)
 
 
 def batch_of(manifest: str, seconds: float, cfg: Config) -> dict[str, torch.Tensor]:
@@ -43,8 +50,8 @@ def batch_of(manifest: str, seconds: float, cfg: Config) -> dict[str, torch.Tens
 def run(way: str, model: Any, batch: dict[str, torch.Tensor], chunk: int) -> None:
     """Make the gradients, or only their norms, as the way says; a loop keeps no more than one of them."""
     params, state, cfg = model
-    if way.startswith("loop"):
-        for row in chunks(batch, 1):
+    if way.startswith(("loop", "sum")):
+        for row in chunks(batch, chunk):
             if "func" in way:
                 torch.func.grad(lambda p, row=row: loss_sum(p, state, row, cfg, key=key(2), train=False)[0])(params)
                 continue
@@ -71,8 +78,8 @@ def measure(way: str, manifest: str, seconds: float, chunk: int) -> dict[str, fl
     cfg = Config.preset("nest_small", ["encoder.n_layers=4"])
     model = (*init(key(0), cfg), cfg)
     batch = batch_of(manifest, seconds, cfg)
-    run(way, model, {name: leaf[:2] for name, leaf in batch.items()}, 2)
     before = peak()
+    run(way, model, {name: leaf[:2] for name, leaf in batch.items()}, 2)
     start = time.process_time()
     run(way, model, batch, chunk)
     return {"seconds": time.process_time() - start, "bytes": peak() - before}

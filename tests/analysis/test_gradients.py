@@ -12,6 +12,7 @@ from nest_fn import Config, key, loss, loss_sum
 from nest_fn.analysis import gradients
 from nest_fn.analysis.by_row.row_gradients import Product
 from nest_fn.analysis.by_row.rows import chunks, name_rows, row_losses, rows_within, saved_bytes
+from nest_fn.analysis.by_row.taps import backward_by_row
 from nest_fn.layers import random
 from nest_fn.layers.tree import fill, flatten
 from tests.analysis.models import small_batch, small_model
@@ -103,6 +104,20 @@ def test_nothing_is_held_when_the_gradients_are_there() -> None:
     finally:
         gc.enable()
     assert counts[0] == counts[1] == counts[2]
+
+
+def test_data_without_their_rows_are_refused_not_taken_for_constants() -> None:
+    x, params = random.normal(key(1), (3, 4, 5)), {"w": torch.ones(5, 2), "v": torch.ones(2, 1)}
+
+    def at_the_start(p: Any) -> torch.Tensor:
+        return (x.flatten(0, 1) @ p["w"]).unflatten(0, (3, 4)).sum(dim=(1, 2))
+
+    def later(p: Any) -> torch.Tensor:
+        return ((x @ p["w"]).flatten(0, 1) @ p["v"]).unflatten(0, (3, 4)).sum(dim=(1, 2))
+
+    for f in (at_the_start, later):
+        with pytest.raises(ValueError, match="axis of rows"):
+            backward_by_row(f, params, 3, lambda path, row: None)
 
 
 def test_batch_norm_in_training_mode_is_refused() -> None:

@@ -35,19 +35,27 @@ def backward_by_row(f: Callable[[Any], Tensor], params: Mapping[str, Tensor], ro
     """Give ``sink`` the gradient of every row of ``f(params) -> [B]`` by every leaf; returns ``f``'s value.
 
     ``params`` are leaves by path, ``rows`` is B; ``f`` takes them by path. A leaf that ``f`` does not use is not given.
-    Row b of the result must depend on row b of the data alone.
+    Row b of the result must depend on row b of the data alone. Raises ``ValueError`` where a parameter meets data that
+    have lost their axis of rows.
     """
     leaves = {path: leaf.detach().requires_grad_() for path, leaf in params.items()}
     mode = _Taps(leaves, rows)
     with torch.enable_grad():
         with mode:
             value = f(leaves)
+        if mode.is_shared(value):
+            raise ValueError(_NO_ROWS)
         backward = _Backward(mode, leaves, sink)
         if mode.roots:
             torch.autograd.grad(value.sum(), mode.roots, allow_unused=True)
         backward.finish()
     return value.detach()
 
+
+_NO_ROWS = (
+    "backward_by_row: a parameter meets data without an axis of rows in front and two behind it; keep the data in that "
+    "form, or take method='vmap'."
+)
 
 Read = Callable[[Tensor], RowGradient]
 """From the gradient of a result to that of a parameter, row by row."""
@@ -76,6 +84,8 @@ class _Taps(TorchFunctionMode):
         if not any(self.is_shared(leaf) for leaf in given):
             return func(*args, **kwargs)
         if not any(self._is_data(leaf) for leaf in given):
+            if any(leaf.requires_grad and not self.is_shared(leaf) for leaf in given):
+                raise ValueError(_NO_ROWS)
             return self._share(func(*args, **kwargs))
         rewritten = _MEETINGS.get(func)
         return self._expanded(func, args, kwargs) if rewritten is None else rewritten(self, *args, **kwargs)
