@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -109,12 +110,13 @@ def _log(run: FinetuneRun, progress: Progress, values: Mapping[str, Tensor]) -> 
     line: dict[str, Any] = {
         "step": progress.ts.step,
         "epoch": progress.epoch,
-        "loss": float(window["loss_sum"]) / max(float(window["utterances"]), 1.0),
         "utterances": int(window["utterances"]),
         "impossible": int(window["impossible"]),
         "lr": float(values["lr"]),
         "grad_norm": float(values["grad_norm"]),
     }
+    if line["utterances"]:
+        line["loss"] = float(window["loss_sum"]) / line["utterances"]
     elapsed = max(now - progress.started, 1e-9)
     seconds = float(window["audio_samples"]) / run.cfg.sample_rate
     line["time"] = {"seconds": round(elapsed, 3), "audio_seconds_per_second": round(seconds / elapsed, 2)}
@@ -140,7 +142,7 @@ def _validate(run: FinetuneRun, progress: Progress, stop: StopRequest) -> Progre
     if seen < len(run.valid.plan(0)):
         return progress
     best = {"step": ts.step, **found}
-    if progress.best is None or (found["cer"], found["loss"]) < (progress.best["cer"], progress.best["loss"]):
+    if progress.best is None or _rank(found) < _rank(progress.best):
         if run.ranks.is_main:
             meta = {"step": ts.step, "valid": found}
             save_recogniser(run.folder.path / MODEL, run.recogniser(ts), recorded(run.cfg), meta)
@@ -148,6 +150,11 @@ def _validate(run: FinetuneRun, progress: Progress, stop: StopRequest) -> Progre
     seconds = time.monotonic() - started
     run.record({"step": ts.step, "valid": found, "time": {"seconds": round(seconds, 3)}})
     return progress._replace(started=progress.started + time.monotonic() - started)  # not the steps' time
+
+
+def _rank(found: Mapping[str, Any]) -> tuple[float, float]:
+    """By what the best validation is chosen: the lowest character error rate, then the lowest loss."""
+    return found["cer"], found.get("loss", math.inf)
 
 
 def _save(run: FinetuneRun, progress: Progress) -> None:

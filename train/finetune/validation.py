@@ -20,6 +20,7 @@ from .context import FinetuneRun, with_targets
 def validate(run: FinetuneRun, ts: FinetuneState, stream: Iterable[RawBatch]) -> dict[str, float]:
     """``loss`` in nats per token, ``cer`` and ``wer`` of a rank's batches, summed over all ranks.
 
+    Without ``loss`` if no line can be aligned.
     The model is in evaluation mode. Every rank calls this with equally many batches.
     """
     precision = run.cfg.trainer.precision
@@ -50,4 +51,5 @@ def _rates(run: FinetuneRun, loss: float, used: int, errors: Errors) -> dict[str
     )
     used, *counts = sums["counts"].tolist()
     total = Errors(*counts)
-    return {"loss": float(sums["loss"]) / max(used, 1), "cer": total.cer, "wer": total.wer}
+    loss_of = {"loss": float(sums["loss"]) / used} if used else {}
+    return {**loss_of, "cer": total.cer, "wer": total.wer}

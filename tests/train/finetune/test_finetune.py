@@ -247,6 +247,8 @@ def test_characters_of_validation_alone_are_told_before_the_first_step(
     err = capsys.readouterr().err
     told = "in validation's error rates, and not in its loss: 4 lines with what is no token ('!')"
     assert err.index(told) < err.index("step 1/1")
+    assert measured(tmp_path / "out", "valid")[0]["valid"].keys() == {"cer", "wer"}
+    assert "validation: no text that can be aligned  CER" in err
     (tmp_path / "t.txt").write_text("a\n")
     assert main(finetuning(spoken, tmp_path / "o2", "--tokens", str(tmp_path / "t.txt"))) == 3
     assert "24 lines with what is no token ('b')" in capsys.readouterr().err and not (tmp_path / "o2").exists()

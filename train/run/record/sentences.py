@@ -38,13 +38,17 @@ def _of_a_recogniser(line: Mapping[str, Any], total: int, eta: float | None) -> 
     """Fine-tuning: nats per token, and error rates of validation."""
     if "valid" in line:
         found = line["valid"]
-        rates = f"loss {found['loss']:.4f}  CER {found['cer']:.4f}  WER {found['wer']:.4f}"
+        rates = f"{_loss(found)}CER {found['cer']:.4f}  WER {found['wer']:.4f}"
         return f"step {line['step']}/{total}  validation: {rates}"
     text = (
-        f"step {line['step']}/{total}  loss {line['loss']:.4f}  lr {line['lr']:.2e}  grad {line['grad_norm']:.2f}  "
+        f"step {line['step']}/{total}  {_loss(line)}lr {line['lr']:.2e}  grad {line['grad_norm']:.2f}  "
         f"{line['time']['audio_seconds_per_second']:.0f} audio-s/s"
     )
     return text if eta is None else f"{text}  {clock(eta)} to go"
+
+
+def _loss(found: Mapping[str, Any]) -> str:
+    return f"loss {found['loss']:.4f}  " if "loss" in found else "no text that can be aligned  "
 
 
 def clock(seconds: float) -> str:
