@@ -1,4 +1,8 @@
-"""Initial values drawn from keys, float32 tensors of a given shape; the schemes are those of torch.nn.init."""
+"""Initial values drawn from keys, float32 tensors of a given shape; the schemes are those of torch.nn.init.
+
+On the meta device nothing is computed: PyTorch's arithmetic there is Python that imports its compiler, which takes a
+second.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +26,14 @@ def fans(shape: Sequence[int]) -> tuple[int, int]:
 
 def uniform(key: Key, shape: Sequence[int], bound: float) -> Tensor:
     """Uniform in [-bound, bound): float32 ``[*shape]``."""
-    return (random.uniform(key, shape) * 2.0 - 1.0) * bound
+    drawn = random.uniform(key, shape)
+    return drawn if drawn.is_meta else (drawn * 2.0 - 1.0) * bound
 
 
 def normal(key: Key, shape: Sequence[int], std: float = 1.0) -> Tensor:
     """Normal with mean 0 and standard deviation ``std``: float32 ``[*shape]``."""
-    return random.normal(key, shape) * std
+    drawn = random.normal(key, shape)
+    return drawn if drawn.is_meta else drawn * std
 
 
 def torch_default(key: Key, shape: Sequence[int], fan_in: int) -> Tensor:

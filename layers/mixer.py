@@ -37,12 +37,22 @@ def lanes_above(key: Key, bound: int, count: int) -> Tensor:
     One operator of PyTorch, ``nest_fn::lanes_above``, so that compilers and transforms see no arithmetic of 64 bits:
     fused by Inductor it costs eight bytes a decision, or is refused by Triton, or wrong at free sizes.
     """
-    made: Tensor = _lanes_above(key, bound, count)
+    made: Tensor = (_made if _is_eager(key) else _lanes_above)(key, bound, count)
     return made
+
+
+def _is_eager(key: Key) -> bool:
+    """Whether nothing watches: a call of the operator costs more, the first one a second for PyTorch's compiler."""
+    watched = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return not watched and type(key) is torch.Tensor and torch._C._len_torch_dispatch_stack() == 0
 
 
 @torch.library.custom_op("nest_fn::lanes_above", mutates_args=())
 def _lanes_above(key: torch.Tensor, bound: int, count: int) -> torch.Tensor:
+    return _made(key, bound, count)
+
+
+def _made(key: Tensor, bound: int, count: int) -> Tensor:
     if key.device.type == "cuda" and _HAS_TRITON:
         from . import mixer_triton
 

@@ -84,8 +84,6 @@ def _rounds(counter: tuple[Tensor, ...], round_keys: list[tuple[Tensor, Tensor]]
 def _words(key: Key, blocks: Tensor, round_keys: list[tuple[Tensor, Tensor]] | None = None) -> tuple[Tensor, ...]:
     """Words of the given counter blocks: key ``[..., 2]``, blocks ``[n]`` -> four of int64 ``[..., n]``."""
     position = key[..., 1:] + blocks
-    if position.is_meta:  # no numbers, so no rounds: abstract trees are cheap
-        return position, position, position, position
     zero = torch.zeros_like(position)
     counter = (position & _M, (position >> 32) & _M, zero, zero)
     return _rounds(counter, _round_keys(key[..., :1]) if round_keys is None else round_keys)
@@ -103,6 +101,8 @@ def fold_in(key: Key, data: int | Tensor) -> Key:
         number = data.to(key.device, torch.int64)
     else:  # a fill, not a copy from the host, for which it would have to wait
         number = torch.full((), data, dtype=torch.int64, device=key.device)
+    if key.is_meta:
+        return _unknown((*torch.broadcast_shapes(key.shape[:-1], number.shape), 2))
     w0, w1, w2, w3 = _words(key, number.unsqueeze(-1))
     return torch.cat((w0 | (w1 << 32), w2 | (w3 << 32)), dim=-1)
 
@@ -117,8 +117,15 @@ def split(key: Key, n: int) -> Key:
         raise TypeError(f"split: n must be a whole number, got {type(n).__name__}.")
     if n < 0:
         raise ValueError(f"split: n must be 0 or more, got {n}.")
+    if key.is_meta:
+        return _unknown((n, *key.shape))
     w0, w1, w2, w3 = _words(key, torch.arange(n, device=key.device))
     return torch.stack((w0 | (w1 << 32), w2 | (w3 << 32)), dim=-1).movedim(-2, 0)
+
+
+def _unknown(shape: Sequence[int], dtype: torch.dtype = torch.int64) -> Tensor:
+    """What a key on the meta device draws: no numbers, so none is computed; abstract trees are cheap."""
+    return torch.empty(tuple(shape), dtype=dtype, device="meta")
 
 
 def _per_key(key: Key, shape: Sequence[int]) -> tuple[int, ...]:
@@ -144,6 +151,8 @@ def bits(key: Key, shape: Sequence[int]) -> Tensor:
     """32 random bits an element, int64 in [0, 2^32). Keys ``[..., 2]`` draw ``shape``, which begins with their axes."""
     check_key(key)
     wanted = _per_key(key, shape)
+    if key.is_meta:
+        return _unknown(shape)
     n = math.prod(wanted)
     pieces = _blocks(key, -(-n // 4))
     words = torch.cat([torch.stack(piece, dim=-1).flatten(-2) for piece in pieces], dim=-1)
@@ -152,7 +161,10 @@ def bits(key: Key, shape: Sequence[int]) -> Tensor:
 
 def uniform(key: Key, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
     """Uniform in [0, 1), multiples of 2^-24: keys ``[..., 2]`` draw ``shape``, which begins with their axes."""
-    return (bits(key, shape) & 0xFFFFFF).to(dtype) * 2.0**-24
+    drawn = bits(key, shape)
+    if key.is_meta:
+        return _unknown(shape, dtype)
+    return (drawn & 0xFFFFFF).to(dtype) * 2.0**-24
 
 
 def normal(key: Key, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -162,6 +174,8 @@ def normal(key: Key, shape: Sequence[int], dtype: torch.dtype = torch.float32) -
     """
     check_key(key)
     wanted = _per_key(key, shape)
+    if key.is_meta:
+        return _unknown(shape, dtype)
     n = math.prod(wanted)
     half = -(-n // 2)
     u = bits(key, (*key.shape[:-1], 2 * half)).to(torch.float64).unflatten(-1, (half, 2))

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from .arguments import check_preprocessor, check_tensor
-from .audio import functions
+from .audio.plain import spectrogram
 from .config.model import PreprocessorConfig
 from .layers import random
 from .layers.lengths import check_lengths, valid_mask
@@ -21,9 +21,6 @@ from .mel import WINDOWS, Tables, make_tables
 
 NORMALIZE = ("per_feature", "all_features", "fixed", None)
 STD_EPSILON = 1e-5  # added to a standard deviation, in log-mel units
-
-# torchaudio's function cannot be traced (it queries torch.jit), so it is one opaque node of a compiled graph.
-_spectrogram = torch.compiler.allow_in_graph(functions.spectrogram)
 
 
 def log_mel(
@@ -168,7 +165,7 @@ def _power_spectrum(x: Tensor, window: Tensor, cfg: PreprocessorConfig) -> Tenso
         raise ValueError(
             f"log_mel: {x.shape[1]} padded samples do not fill one transform of {cfg.fft_length}; pad audio."
         )
-    spectrum: Tensor = _spectrogram(x, window, cfg.fft_length, cfg.hop_length)
+    spectrum = spectrogram(x, window, cfg.fft_length, cfg.hop_length)
     # Sum of squares instead of abs().pow(): faster, and differentiable where the spectrum is 0.
     power = spectrum.real.square() + spectrum.imag.square()
     if cfg.mag_power == 2.0:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from .config.model import MaskingConfig
 from .config.required import required
 from .layers import random
+from .layers.initializers import normal
 from .layers.lengths import check_lengths
 from .layers.types import Key, Params, State, Tensor
 
@@ -27,7 +28,7 @@ def init_masking(key: Key, cfg: MaskingConfig) -> tuple[Params, State]:
     width = required(cfg.feat_in, "masking.feat_in")
     if cfg.mask_value is not None:
         return {}, {"embedding": torch.full((width,), float(cfg.mask_value), device=key.device)}
-    embedding = {"embedding": random.normal(key, (width,)) * EMBEDDING_STD}
+    embedding = {"embedding": normal(key, (width,), EMBEDDING_STD)}
     return ({}, embedding) if cfg.freeze else (embedding, {})
 
 

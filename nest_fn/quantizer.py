@@ -42,7 +42,7 @@ def init_quantizer(key: Key, cfg: QuantizerConfig) -> QuantizerState:
     codes = random.normal(codebook_key, (books, classes, dim), torch.float64)
     return {
         "projection": {"weight": xavier_normal(projection_key, (books * dim, stacked))},
-        "codebooks": F.normalize(codes, dim=-1),
+        "codebooks": codes if codes.is_meta else F.normalize(codes, dim=-1),  # as in layers/initializers.py
     }
 
 

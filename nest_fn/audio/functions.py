@@ -1,4 +1,4 @@
-"""Spectrogram, resampling, edit distance: torchaudio's where it loads, else those of ``plain.py``, the same numbers.
+"""Resampling and edit distance: torchaudio's where it loads, else those of ``plain.py``, the same numbers.
 
 torchaudio's last release, 2.11, names no version of PyTorch and is pure Python in the functions used here; whether it
 loads beside a later PyTorch is found out at import, once for the process. ``nest-fn doctor`` says which are used.
@@ -27,14 +27,6 @@ def _load(module: str) -> tuple[Any, str | None]:
 
 _functional, UNUSED_BECAUSE = _load("functional")
 """``UNUSED_BECAUSE``: why torchaudio is not used, in one line; None where it is."""
-
-
-def spectrogram(x: Tensor, window: Tensor, n_fft: int, hop_length: int) -> Tensor:
-    """Complex spectrogram without padding: ``x [B, N], window [W <= n_fft] -> [B, n_fft // 2 + 1, F]``."""
-    if _functional is None:
-        return plain.spectrogram(x, window, n_fft, hop_length)
-    made: Tensor = _functional.spectrogram(x, 0, window, n_fft, hop_length, len(window), None, False, False)
-    return made
 
 
 def resampler(rate: int, target: int, dtype: torch.dtype = torch.float32) -> Callable[[Tensor], Tensor]:

@@ -1,6 +1,7 @@
 """Spectrogram, resampling and edit distance in plain PyTorch, equal to torchaudio's (``tests/nest_fn/audio``).
 
-They serve where torchaudio does not load (``functions.py``): its releases ended with 2.11, PyTorch's go on.
+The last two serve where torchaudio does not load (``functions.py``): its releases ended with 2.11, PyTorch's go on. The
+spectrogram is always this one: torchaudio's is the same call, which PyTorch's compiler cannot trace.
 """
 
 from __future__ import annotations

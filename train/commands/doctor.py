@@ -65,9 +65,9 @@ def _torchaudio() -> str:
     """Whose audio functions are used, and why."""
     if functions.UNUSED_BECAUSE is None:
         version = importlib.import_module("torchaudio").__version__
-        return f"torchaudio {version}: spectrogram, resampling and edit distance are its own"
+        return f"torchaudio {version}: resampling and edit distance are its own"
     return (
-        f"torchaudio does not load ({functions.UNUSED_BECAUSE}): spectrogram, resampling and edit distance come from "
+        f"torchaudio does not load ({functions.UNUSED_BECAUSE}): resampling and edit distance come from "
         "nest_fn.audio.plain, with the same numbers; SpecAugment and beam search want torchaudio"
     )
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from nest_fn.layers.tree import global_norm
 from nest_fn.layers.types import Tensor
 
 from .collectives import ALONE, Ranks
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh  # DTensor's imports take half a second: where it is used
 
 _MIN_ELEMENTS = 1024  # smaller leaves are replicated: gathering them costs more than the memory it saves
 
@@ -46,6 +48,8 @@ class Sharding:
         return {path: self._gather(leaf, dtype) if path in self.sharded else leaf for path, leaf in leaves.items()}
 
     def _gather(self, leaf: Tensor, dtype: torch.dtype | None) -> Tensor:
+        from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+
         rows = DTensor.from_local(leaf, self.mesh, [Shard(0)], run_check=False)
         gathered = rows.redistribute(
             placements=[Replicate()], forward_dtype=dtype, backward_dtype=leaf.dtype if dtype else None
@@ -74,6 +78,8 @@ def make_sharding(leaves: Mapping[str, Tensor], ranks: Ranks, device: torch.devi
     """Shard every leaf that is large enough and whose rows divide evenly over the ranks."""
     if ranks.is_single:
         return REPLICATED
+    from torch.distributed.device_mesh import init_device_mesh
+
     large = {path: leaf for path, leaf in leaves.items() if leaf.ndim and leaf.numel() >= _MIN_ELEMENTS}
     sharded = frozenset(path for path, leaf in large.items() if leaf.shape[0] % ranks.world == 0)
     return Sharding(ranks, sharded, init_device_mesh(device.type, (ranks.world,)))

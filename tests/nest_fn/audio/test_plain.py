@@ -29,7 +29,6 @@ def test_spectrogram(dtype: torch.dtype, n_fft: int, length: int, hop: int) -> N
     made = plain.spectrogram(x, window, n_fft, hop)
     assert made.dtype == wanted.dtype
     torch.testing.assert_close(made, wanted, atol=BOUNDS[dtype], rtol=BOUNDS[dtype])
-    torch.testing.assert_close(functions.spectrogram(x, window, n_fft, hop), wanted, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", BOUNDS)
