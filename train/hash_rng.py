@@ -46,7 +46,7 @@ def uniform(word: NDArray[np.uint64]) -> NDArray[np.float64]:
 
 
 def utterance_hashes(identities: Iterable[str]) -> NDArray[np.int64]:
-    """63 bits of BLAKE2b over each utterance's id, which key its draws: int64 ``[n]``."""
+    """63 bits of BLAKE2b over each utterance's id, or another text: int64 ``[n]``. Those of ids key the draws."""
     digests = [blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest() for text in identities]
     return np.frombuffer(b"".join(digests), "<i8") & _MASK_63
 

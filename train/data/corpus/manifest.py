@@ -111,12 +111,12 @@ def _parse(paths: list[str], shards: ShardIndex | None) -> Manifest:
 
 def _members(path: str, block: EntryBlock, shards: ShardIndex | None, problems: LineProblems) -> NDArray[np.int64]:
     """The members in ``shards`` that the lines of a block name; -1 where there are no shards."""
-    found = np.full(len(block.names), -1, np.int64)
     if shards is None:
-        return found
-    for index, (name, shard) in enumerate(zip(block.names, block.shard, strict=True)):
+        return np.full(len(block.names), -1, np.int64)
+    found = shards.find_clear(block.names, block.shard)
+    for index in np.flatnonzero(found < 0).tolist():
         try:
-            found[index] = shards.find(name, shard)
+            found[index] = shards.find(block.names[index], block.shard[index])
         except DataError as error:
             problems.add(f"{path}:{block.line[index]}", error)
     return found

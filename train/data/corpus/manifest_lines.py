@@ -144,10 +144,14 @@ def _usual(line: str) -> Entry | None:
     name: Any = record.get("audio_filepath")
     duration: Any = record.get("duration")
     offset: Any = record.get("offset", 0.0)
-    if not (type(name) is str and name.isascii() and name.strip()) or "\0" in name or "shard_id" in record:
+    shard: Any = record.get("shard_id", 0)
+    if not (type(name) is str and name.isascii() and name.strip()) or "\0" in name:
         return None
+    if type(shard) is not int or not 0 <= shard < 1 << 31:
+        return None
+    shard = shard if "shard_id" in record else -1
     numbers = (type(duration) is float or type(duration) is int) and (type(offset) is float or type(offset) is int)
-    return Entry(name, offset, duration, -1) if numbers and 0 < duration < _HUGE and 0 <= offset < _HUGE else None
+    return Entry(name, offset, duration, shard) if numbers and 0 < duration < _HUGE and 0 <= offset < _HUGE else None
 
 
 def parse_entry(line: bytes, number: int) -> Entry | None:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,10 @@ from numpy.typing import NDArray
 from nest_fn.files.atomic import anything, atomic_write
 from nest_fn.files.outputs import begin, claim, finish
 from nest_fn.train.errors import DataError
+from nest_fn.train.hash_rng import utterance_hashes
 from nest_fn.version import versions
 
+from .columns import NumberBuilder, TextBuilder, TextColumn, compact
 from .tar import tar_members
 from .thread_map import ordered_map
 from .wav import Span
@@ -65,12 +67,12 @@ class ShardIndex:
     """All members of a set of archives. A member's number indexes ``names``, ``shard``, ``start`` and ``size``."""
 
     paths: tuple[str, ...]
-    names: list[str]
+    names: TextColumn
     shard: NDArray[np.int32]
-    start: NDArray[np.int64]  # bytes
-    size: NDArray[np.int64]  # bytes
-    by_name: dict[str, int]  # the member's number, or -1 if the name occurs more than once
-    first: NDArray[np.int64]  # first member's number of each shard, and at the end the number of members
+    start: NDArray[Any]  # bytes
+    size: NDArray[Any]  # bytes
+    hashes: NDArray[np.int64]  # of all names, sorted; two names of one hash are as rare as two utterances of one
+    number: NDArray[Any]  # the member's for each of ``hashes``
 
     def find(self, name: str, shard: int = -1) -> int:
         """The number of the member ``name``, in any shard or in the given one. Raises ``DataError``."""
@@ -78,24 +80,35 @@ class ShardIndex:
             raise DataError(f"shard_id {shard} asked, there are {len(self.paths)} shards")
         member = name.removeprefix("./")
         for candidate in (member, _SUBSEGMENT.sub("", member)):
-            number = self.by_name.get(candidate)
-            if number is None or (number >= 0 and shard >= 0 and self.shard[number] != shard):
-                continue
-            if number >= 0:
-                return number
-            if shard < 0:
+            found = [n for n in self._named(candidate) if shard < 0 or self.shard[n] == shard]
+            if len(found) > 1:
                 raise DataError(f"member {candidate!r} is in several shards; give its shard_id")
-            members = range(int(self.first[shard]), int(self.first[shard + 1]))
-            found = next((m for m in members if self.names[m] == candidate), None)
-            if found is not None:
-                return found
+            if found:
+                return found[0]
         place = f"shard {self.paths[shard]}" if shard >= 0 else f"any of {len(self.paths)} shards"
         raise DataError(f"member {name!r} is not in {place}; make the shards anew")
+
+    def find_clear(self, names: Sequence[str], shard: Sequence[int]) -> NDArray[np.int64]:
+        """``find`` for many names ``[n]``; -1 where it must say what is wrong, or look twice."""
+        wanted = utterance_hashes(name.removeprefix("./") for name in names)
+        if not len(self.names) or not len(wanted):
+            return np.full(len(wanted), -1, np.int64)
+        first, last = np.searchsorted(self.hashes, wanted), np.searchsorted(self.hashes, wanted, side="right")
+        found = self.number[np.minimum(first, len(self.number) - 1)].astype(np.int64)
+        given = np.array(shard)
+        return np.where((last - first == 1) & ((given < 0) | (self.shard[found] == given)), found, -1)
 
     def span(self, number: int) -> Span:
         """The byte range of a member."""
         path = self.paths[self.shard[number]]
         return Span(path, int(self.start[number]), int(self.size[number]), self.names[number])
+
+    def _named(self, name: str) -> list[int]:
+        """The numbers of all members of this name."""
+        wanted = utterance_hashes([name])
+        first, last = np.searchsorted(self.hashes, wanted), np.searchsorted(self.hashes, wanted, side="right")
+        found: list[int] = self.number[first[0] : last[0]].tolist()
+        return found
 
 
 def index_shards(patterns: Sequence[str], workers: int = 4) -> ShardIndex:
@@ -103,24 +116,18 @@ def index_shards(patterns: Sequence[str], workers: int = 4) -> ShardIndex:
     paths = [path for pattern in patterns for path in expand_pattern(pattern)]
     if not paths:
         raise DataError("shards: no archive is named")
-    names: list[str] = []
-    shard: list[int] = []
-    start: list[int] = []
-    size: list[int] = []
-    first = [0]
-    by_name: dict[str, int] = {}
+    names, hashes, shard = TextBuilder(), NumberBuilder(np.int64), NumberBuilder(np.int32)
+    start, size = NumberBuilder(np.int64), NumberBuilder(np.int64)
     for number, members in enumerate(ordered_map(tar_members, paths, workers=workers)):
-        for member in members:
-            by_name[member.name] = -1 if member.name in by_name else len(names)
-            names.append(member.name)
-            shard.append(number)
-            start.append(member.start)
-            size.append(member.size)
-        first.append(len(names))
-    return ShardIndex(
-        tuple(paths), names, np.array(shard, np.int32), np.array(start, np.int64), np.array(size, np.int64), by_name,
-        np.array(first, np.int64),
-    )  # fmt: skip
+        names.extend([member.name for member in members])
+        hashes.extend(utterance_hashes(member.name for member in members))
+        shard.extend([number] * len(members))
+        start.extend([member.start for member in members])
+        size.extend([member.size for member in members])
+    unsorted = hashes.column().astype(np.int64)
+    order = np.argsort(unsorted, kind="stable")
+    columns = shard.column(), start.column(), size.column()
+    return ShardIndex(tuple(paths), names.column(), *columns, unsorted[order], compact(order))
 
 
 def write_shards(manifest: Manifest, out_dir: str | Path, shards: int, *, overwrite: bool = False) -> Path:
