@@ -23,7 +23,7 @@ from nest_fn.train.downstream.inference import Model, load_model
 from nest_fn.train.downstream.linear_probe import frame_labels
 from nest_fn.train.errors import DataError, UsageError
 from nest_fn.train.keys import root_key, validation_key
-from nest_fn.train.run.device import choose_device
+from nest_fn.train.run.device import choose_device, keep_freed_memory
 
 _EARLIER = 4  # earlier checkpoints of the run that are looked at
 
@@ -74,6 +74,8 @@ def open_subject(
     Raises ``UsageError``, ``DataError``, ``CheckpointError``.
     """
     place = choose_device(device)
+    if place.type == "cpu":
+        keep_freed_memory()
     model = on_device(load_model(run), place)
     dataset = open_utterances(model.cfg, data, noise, seed, batch_seconds, max_batch_size)
     key = root_key(seed, device=place)

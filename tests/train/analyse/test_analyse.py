@@ -52,7 +52,7 @@ def test_the_command_names_all_analyses() -> None:
 
 def test_all_analyses_of_a_run(run: Path, tmp_path: Path, capsys: Captured) -> None:
     out = tmp_path / "out"
-    words = ["analyse", str(run), "all", "--out", str(out), "--batches", "1", "--max-batch-size", "3"]
+    words = ["analyse", str(run), "all", "--out", str(out), "--batches", "1", "--max-batch-size", "2"]
     assert main(words) == 0
     told = capsys.readouterr().out.splitlines()
     assert len(told) >= len(WHAT)
