@@ -15,6 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 FROM_ROOT = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
+KEYS = "config_keys.md"
 _FENCED = re.compile(r"(^```.*?^```$)", flags=re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s#]+)([^)\s]*\))")
 _LOADS = re.compile(r"""<(?:script|link|img|iframe|source)\b[^>]*(?:src|href)=["'](?:https?:)?//[^>]*>""")
@@ -32,6 +33,8 @@ def made(page: str) -> str | None:
     """The Markdown of a page that is made here, its links as the repository has them; None for a file of ``docs/``."""
     if page in FROM_ROOT:
         return (ROOT / FROM_ROOT[page]).read_text(encoding="utf-8")
+    if page == KEYS:
+        return _config_keys()
     if page == "api/index.md":
         return _public_names()
     if page.startswith("api/"):
@@ -45,6 +48,8 @@ def source(page: str) -> str:
     """Where in the repository a page comes from: ``api/layers/linear.md -> layers/linear.py``."""
     if page in FROM_ROOT:
         return FROM_ROOT[page]
+    if page == KEYS:
+        return "nest_fn/config/keys.py"
     if page.startswith("examples/"):
         return f"docs/{page.removesuffix('.md')}.py"
     if not page.startswith("api/"):
@@ -68,6 +73,17 @@ def _example(path: Path) -> str:
     text, rest = ast.get_docstring(tree), code.splitlines()[tree.body[0].end_lineno :]
     body = "\n".join(rest).strip()
     return f"# {path.name}\n\n{text}\n\n```python\n{body}\n```\n"
+
+
+def _config_keys() -> str:
+    """Every key of a config, as ``nest-fn config keys --markdown`` prints them."""
+    from nest_fn.config.keys import all_keys, as_markdown
+
+    text = (
+        "Defaults are those of NEST-Large; `nest-fn config show nest_small` prints the values of a preset, and "
+        "`nest-fn config keys PATTERN` searches this list."
+    )
+    return f"# Configuration keys\n\n{text}\n\n{as_markdown(all_keys())}"
 
 
 def _public_names() -> str:

@@ -12,6 +12,7 @@ EXTRAS: dict[str, dict[str, tuple[str, ...]]] = {  # extra of pyproject.toml: pa
     "text": {"sentencepiece": ("SentencePieceProcessor",)},
     "tokenizers": {"tokenizers": ("Tokenizer",)},
     "beam": {"flashlight.lib.text.decoder": ("LexiconFreeDecoder",)},
+    "completion": {"shtab": ("complete",)},
     "export": {"safetensors": ("safe_open",), "onnx": ("ModelProto",), "onnxscript": ("ir",)},
 }
 

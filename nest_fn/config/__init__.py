@@ -61,13 +61,13 @@ __all__ = [
 class Config(ShortRepr):
     """All settings; ``Config()`` is NEST-Large with the reference's recipe."""
 
-    sample_rate: int = 16000  # Hz
-    num_classes: int = 8192
-    num_books: int = 1
-    code_dim: int = 16
-    squeeze_single: bool = False
-    mask_position: str = "pre_conv"  # pre_conv, post_conv
-    compat: Compat = "current"
+    sample_rate: int = 16000  # Hz; rate of the audio that the model sees; files of another rate are resampled
+    num_classes: int = 8192  # codes in each codebook of the quantizer
+    num_books: int = 1  # codebooks, each with a projection, and a decoder, of its own
+    code_dim: int = 16  # width of a code and of the projected features
+    squeeze_single: bool = False  # True: with one codebook, tokens and logits have no axis of codebooks
+    mask_position: str = "pre_conv"  # what is masked, features or the subsampling's output: pre_conv, post_conv
+    compat: Compat = "current"  # numerics of the reference from 2.5 on or up to 2.4 (reference 0): current, legacy
     preprocessor: PreprocessorConfig = field(default_factory=PreprocessorConfig)
     masking: MaskingConfig = field(default_factory=MaskingConfig)
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)

@@ -7,6 +7,7 @@ a typing error from allocating terabytes or causing an endless loop.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -23,6 +24,13 @@ class Range(NamedTuple):
     open_low: bool = False
     open_high: bool = False
 
+    def __str__(self) -> str:
+        """The interval in words: ``1 to 1024``, ``above 0, at most 8``."""
+        low, high = _plain(self.low), _plain(self.high)
+        if not self.open_low and not self.open_high:
+            return f"{low} to {high}"
+        return f"{'above' if self.open_low else 'at least'} {low}, {'below' if self.open_high else 'at most'} {high}"
+
     def fault(self, value: float) -> str | None:
         """Describe why a number is outside of the interval; None if it is inside."""
         above = value > self.low if self.open_low else value >= self.low
@@ -35,6 +43,14 @@ class Range(NamedTuple):
         if above:
             return f"must be at most {self.high:g}"
         return f"must be above {self.low:g}" if self.open_low else f"must be at least {self.low:g}"
+
+
+def _plain(number: float) -> str:
+    """A bound as people write it: large powers of two and ten stay short."""
+    power = number.bit_length() - 1 if isinstance(number, int) and number > 0 else 0
+    if power > 16 and number == 2**power:
+        return f"2^{power}"
+    return f"-{_plain(-number)}" if number < 0 else re.sub(r"e\+0*", "e", f"{number:g}")
 
 
 FRACTION = Range(0, 1)

@@ -12,7 +12,9 @@ EXAMPLES = {
     "data stats": "nest-fn data stats train.jsonl",
     "data shard": "nest-fn data shard train.jsonl --out shards --shards 64",
     "data synth": "nest-fn data synth synthetic --minutes 10",
-    "config": "nest-fn config diff nest_small nest_large",
+    "config show": "nest-fn config show nest_large encoder.dropout=0",
+    "config diff": "nest-fn config diff nest_small nest_large",
+    "config keys": "nest-fn config keys 'trainer.keep_*' mask",
     "convert": "nest-fn convert runs/large model.safetensors",
     "export": "nest-fn export runs/large encoder.onnx",
     "extract": "nest-fn extract runs/large test.jsonl --out features --layers all",
@@ -23,5 +25,6 @@ EXAMPLES = {
     "transcribe": "nest-fn transcribe recogniser test.jsonl --out recognised.jsonl",
     "doctor": "nest-fn doctor runs",
     "bench": "nest-fn bench --out bench.json",
+    "completion": "nest-fn completion bash",
     "demo": "nest-fn demo --folder runs/demo",
 }

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from nest_fn.config import Config, ConfigError
-from nest_fn.config.writer import to_text
 from nest_fn.files.quoting import shown
 from nest_fn.train.errors import EXIT_FAILURE, EXIT_PIPE, NestError, UsageError, error_text, exit_code
 from nest_fn.version import __version__
 
 from . import bench, option_types
+from . import config as cli_config
+from .config import read_config
 from .stream import (
     exit_if_distributed,
     finish_standard_streams,
@@ -29,7 +30,6 @@ from .stream import (
     tell_end,
 )  # fmt: skip
 
-_DEFAULT = "nest_large"
 EPILOG = """exit codes: 0 done, 1 failure, 2 usage or config, 3 data, 4 checkpoint, 5 not finite, 6 distributed,
 75 saved after a signal, as SIGTERM, SIGUSR1 or SIGHUP (start again to go on), 130 Ctrl-C, 141 results were not wholly
 printed, for their reader went away; a command whose product is a file goes on without a reader"""
@@ -100,6 +100,7 @@ def _read(argv: Sequence[str] | None) -> argparse.Namespace:
 def _parser() -> argparse.ArgumentParser:
     from . import analyse as cli_analyse
     from . import apply as cli_apply
+    from . import completion as cli_completion
     from . import data as cli_data
     from . import finetune as cli_finetune
     from . import model as cli_model
@@ -110,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_command(commands, "pretrain", _pretrain, "train from a config", _pretrain_arguments)
     cli_data.add_commands(commands)
-    add_command(commands, "config", _config, "show a config, or how two differ", _config_arguments)
+    cli_config.add_commands(commands)
     cli_model.add_commands(commands)
     cli_apply.add_commands(commands)
     cli_analyse.add_commands(commands)
@@ -118,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     add_command(commands, "doctor", _doctor, "is this machine ready", _doctor_arguments)
     add_command(commands, "bench", bench.run, "how fast is this machine", bench.add_arguments)
     add_command(commands, "demo", _demo, "train a small model on synthetic speech", _demo_arguments)
+    cli_completion.add_commands(commands, _parser)
     return parser
 
 
@@ -131,32 +133,8 @@ def add_command(
     parser.set_defaults(run_command=run)
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``-c CONFIG`` and overrides, which ``read_config`` reads."""
-    parser.add_argument(
-        "-c",
-        "--config",
-        type=option_types.path,
-        default=_DEFAULT,
-        help="YAML file, or a preset's name (nest_small, tiny)",
-    )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. data.train=a.jsonl optim.lr=2e-3")
-
-
-def read_config(args: argparse.Namespace) -> Config:
-    """The config that ``-c`` and the overrides name. Raises ``ConfigError``."""
-    return config_of(args.config or _DEFAULT, args.overrides)
-
-
-def config_of(name: str, overrides: Sequence[str] = ()) -> Config:
-    """The config of a YAML file or, if there is no such file, of a preset. Raises ``ConfigError``."""
-    if Path(name).exists() or name.endswith((".yaml", ".yml")) or "/" in name:
-        return Config.from_yaml(name, overrides)
-    return Config.preset(name, overrides)
-
-
 def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
-    add_config_arguments(parser)
+    cli_config.add_config_arguments(parser)
     parser.set_defaults(config=None)
     parser.add_argument("--init", type=option_types.path, default=None, metavar="FROM",
                         help="begin from weights, statistics and codebooks of a run folder or any checkpoint, ours or "
@@ -183,7 +161,7 @@ def _pretrain(args: argparse.Namespace) -> int:
         for line in describe(cfg):
             show(line)
         return 0
-    folder = RunFolder(args.folder or Path("runs") / Path(args.config or _DEFAULT).stem)
+    folder = RunFolder(args.folder or Path("runs") / Path(args.config or cli_config.DEFAULT).stem)
     _check_apart(args.init, folder.path)
     command = [shlex.quote(word) for word in sys.argv]
     with joined_ranks(cfg, LogFile(folder.log(int(os.environ.get("RANK", "0"))))) as job:
@@ -210,32 +188,6 @@ def _check_apart(init: str | None, folder: Path) -> None:
     """Raise ``UsageError`` if the run would be written where it begins from."""
     if init is not None and Path(init).resolve().is_relative_to(folder.resolve()):
         raise UsageError(f"pretrain: --init {shown(init)} lies in the run folder itself; choose another with --folder.")
-
-
-def _config_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", choices=("show", "diff"))
-    parser.add_argument("config", type=option_types.path, help="YAML file or preset")
-    parser.add_argument("rest", nargs="*", metavar="OTHER|KEY=VALUE", help="diff: the other config; then overrides")
-
-
-def _config(args: argparse.Namespace) -> None:
-    from nest_fn.layers.tree import flatten
-
-    others = [word for word in args.rest if "=" not in word]
-    overrides = [word for word in args.rest if "=" in word]
-    first = config_of(args.config, overrides)
-    if args.action == "show":
-        if others:
-            raise UsageError(f"config show: want one config and KEY=VALUE, got {shown(others[0])} besides; show each.")
-        show(to_text(first.to_dict()), end="")
-        return
-    if len(others) != 1:
-        raise UsageError(f"config diff: want two configs, got {1 + len(others)}.")
-    second = config_of(others[0], overrides)
-    before, after = flatten(first.to_dict()), flatten(second.to_dict())
-    for key in sorted(before.keys() | after.keys()):
-        if before.get(key) != after.get(key):
-            show(f"{key}: {before.get(key)} -> {after.get(key)}")
 
 
 def _doctor_arguments(parser: argparse.ArgumentParser) -> None:

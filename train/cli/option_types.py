@@ -48,6 +48,14 @@ class Parser(argparse.ArgumentParser):
         if example is not None:
             self.epilog = f"example:\n  {example}"
 
+    def format_help(self) -> str:
+        """The help, which says where the keys of a config are listed if the command takes any."""
+        text = super().format_help()
+        takes_keys = any(action.metavar == "KEY=VALUE" for action in self._actions)
+        return text + (
+            "\nkeys: nest-fn config keys [PATTERN] lists all, or those that a word names\n" if takes_keys else ""
+        )
+
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
         """Reject a lone ``--`` as a value; argparse would turn it into an empty list."""
         values = super()._get_values(action, arg_strings)

@@ -28,6 +28,7 @@ _FOR = {
     "text": "sub-word tokens for finetune-ctc; characters need none",
     "tokenizers": "vocabularies of the package tokenizers",
     "beam": "beam search for transcribe",
+    "completion": "nest-fn completion for a shell",
     "export": ".safetensors and .onnx",
 }
 _GIBIBYTES = 5  # free on disk, below which a run may not end

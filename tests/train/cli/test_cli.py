@@ -47,7 +47,8 @@ def test_config_diff(tmp_path: Path, capsys: Captured) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert "encoder.d_model: 176 -> 512" in lines and not any(line.startswith("code_dim") for line in lines)
     assert main(["config", "diff", "tiny", "tiny"]) == 0 and capsys.readouterr().out == ""
-    assert "want two configs, got 1" in _error(["config", "diff", "tiny"], 2, capsys)
+    assert "required: other" in _error(["config", "diff", "tiny"], 2, capsys)
+    assert "want two configs, got 1" in _error(["config", "diff", "tiny", "sample_rate=8000"], 2, capsys)
 
 
 def test_overrides_stand_anywhere(corpus: Corpus, tmp_path: Path, capsys: Captured) -> None:
