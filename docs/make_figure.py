@@ -1,4 +1,4 @@
-"""The README's picture, after ``make demo``: ``python docs/make_figure.py runs/demo docs/demo.png`` (extra ``viz``)."""
+"""The README's picture, after ``make demo``: ``python docs/make_figure.py runs/demo docs/demo.png`` (extra report)."""
 
 from __future__ import annotations
 

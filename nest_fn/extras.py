@@ -13,6 +13,7 @@ EXTRAS: dict[str, dict[str, tuple[str, ...]]] = {  # extra of pyproject.toml: pa
     "tokenizers": {"tokenizers": ("Tokenizer",)},
     "beam": {"flashlight.lib.text.decoder": ("LexiconFreeDecoder",)},
     "completion": {"shtab": ("complete",)},
+    "report": {"matplotlib": ("rc_context",), "matplotlib.figure": ("Figure",)},
     "export": {"safetensors": ("safe_open",), "onnx": ("ModelProto",), "onnxscript": ("ir",)},
 }
 

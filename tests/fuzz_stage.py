@@ -56,6 +56,7 @@ class Stage:
             "replay": {"run": ["run"], "step": ["1"], "overrides": []},
             "verify": {"run": ["run"], "start": ["0"], "steps": ["2"], "overrides": []},
             "diff": {"first": ["run"], "second": ["run"], "overrides": []},
+            "report": {"runs": ["run"], "out": ["out/new.html"], "utterances": ["0"]},
             "data scan": {"folder": ["audio"], "manifest": ["out/new.jsonl"]},
             "data validate": {"manifest": data},
             "data stats": {"manifest": data},

@@ -7,6 +7,7 @@ EXAMPLES = {
     "replay": "nest-fn replay runs/large 1200 trainer.device=cpu",
     "verify": "nest-fn verify runs/large --from 1000 --steps 50",
     "diff": "nest-fn diff runs/large runs/other --rerun trainer.device=cpu",
+    "report": "nest-fn report runs/large runs/other --out report.html",
     "data scan": "nest-fn data scan corpus/ corpus.jsonl --hash",
     "data validate": "nest-fn data validate train.jsonl valid.jsonl",
     "data stats": "nest-fn data stats train.jsonl",

@@ -49,6 +49,7 @@ def add_commands(commands: Any) -> None:
     _add_overrides(replay)
     _add_verify(commands)
     _add_diff(commands)
+    _add_report(commands)
 
 
 def _add_overrides(parser: argparse.ArgumentParser) -> None:
@@ -86,6 +87,22 @@ def _add(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentPars
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     parser.set_defaults(run_command=run)
     return parser
+
+
+def _add_report(commands: Any) -> None:
+    text = "runs as one HTML page: verdict, curves, codes, utterances to hear, settings (wants the extra report)"
+    report = _add(commands, "report", _report, text)
+    report.add_argument(
+        "runs", nargs="+", type=option_types.path, metavar="RUN",
+        help="run folders, finished or not; then KEY=VALUE, e.g. data.root=/corpus trainer.device=cpu",
+    )  # fmt: skip
+    report.add_argument("--out", required=True, type=option_types.path, help="the HTML file to write")
+    report.add_argument("--utterances", type=option_types.whole(0, 20), default=3, help="to show of each run")
+    report.add_argument(
+        "--analyses", nargs="+", default=[], type=option_types.path, metavar="PATH",
+        help="files or folders of nest-fn analyse to show: JSON, PNG",
+    )  # fmt: skip
+    option_types.add_overwrite(report)
 
 
 def _convert(args: argparse.Namespace) -> None:
@@ -192,3 +209,24 @@ def _diff(args: argparse.Namespace) -> int:
         for line in one.lines:
             show(f"  {line}")
     return EXIT_FAILURE if any(one.equal is False for one in found) else 0
+
+
+def _report(args: argparse.Namespace) -> None:
+    from nest_fn.files.outputs import claim, written
+    from nest_fn.train.report.record import read_records
+    from nest_fn.train.report.write import make_report, origin_of
+
+    from .console import ConsoleReporter
+
+    folders = [Path(word) for word in args.runs if "=" not in word or Path(word).is_dir()]
+    overrides = [word for word in args.runs if "=" in word and not Path(word).is_dir()]
+    if not folders:
+        raise UsageError("report: want a run folder or several, got only settings; give the folders first.")
+    records, analyses = read_records(folders), [Path(path) for path in args.analyses]
+    origin = origin_of(records, overrides, args.utterances) | {"analyses": args.analyses}
+    place = claim(args.out, origin, folder=False, inputs=[*folders, *analyses], overwrite=args.overwrite)
+    if not place.done:
+        made = make_report(records, overrides, args.utterances, analyses, ConsoleReporter())
+        with written(place, len(made)) as temporary:
+            temporary.write_text(made, encoding="utf-8")
+    tell(f"written to {args.out}")

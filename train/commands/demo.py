@@ -29,7 +29,10 @@ from nest_fn.train.downstream.linear_probe import (
     frame_labels,
     stack_frames,
 )
+from nest_fn.train.errors import UsageError
 from nest_fn.train.keys import init_key, root_key
+from nest_fn.train.report.record import read_records
+from nest_fn.train.report.write import make_report
 from nest_fn.train.reporter import Reporter
 from nest_fn.train.run.pretrain import pretrain
 from nest_fn.train.run.record.run_folder import RunFolder
@@ -58,7 +61,20 @@ def run_demo(cfg: Config, run: Path, seed: int, reporter: Reporter) -> int:
         temporary.write_text(json.dumps(found, indent=1) + "\n")
     for line in summary(run / "run", found):
         reporter.say(line)
+    _write_report(run, reporter)
     return 0
+
+
+def _write_report(run: Path, reporter: Reporter) -> None:
+    """``report.html`` in the demo's folder, if matplotlib is there to draw it."""
+    try:
+        made = make_report(read_records([run / "run"]), (), 3, [run / "probe.json"], reporter)
+    except UsageError as error:
+        reporter.say(str(error))
+        return
+    with atomic_write(run / "report.html", len(made), replaces=anything) as temporary:
+        temporary.write_text(made, encoding="utf-8")
+    reporter.say(f"the report, to open in a browser: {run / 'report.html'}")
 
 
 def probe_run(cfg: Config, run: Path, manifests: dict[str, Path]) -> dict[str, dict[str, float]]:

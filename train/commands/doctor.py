@@ -23,6 +23,7 @@ from nest_fn.version import __version__
 TORCH = (2, 11)  # the oldest that pyproject.toml allows
 _FOR = {
     "audio": "FLAC, Ogg and MP3; WAV is read without it",
+    "report": "nest-fn report and the demo's report.html",
     "analysis": "pictures of nest-fn analyse; its numbers are written without it",
     "log": "TensorBoard; metrics.jsonl is written without it",
     "text": "sub-word tokens for finetune-ctc; characters need none",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import closing
 
 import torch
@@ -53,7 +54,10 @@ def pretrain(
             told.log.begin()
             announce(run)
             with closing(run.board):
-                return train(run, progress, stop)
+                code = train(run, progress, stop)
+            if code == 0:
+                run.reporter.say(f"to look at it: nest-fn report {shlex.quote(str(folder.path))} --out report.html")
+            return code
     finally:
         if main:
             folder.close(began)

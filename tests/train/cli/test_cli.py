@@ -216,7 +216,19 @@ def test_synth(tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 
 def test_module_and_help() -> None:
     done = subprocess.run([sys.executable, "-m", "nest_fn.train", "--help"], capture_output=True, text=True, check=True)
-    for name in ("pretrain", "replay", "verify", "diff", "data", "config", "doctor", "bench", "demo", "exit codes"):
+    for name in (
+        "pretrain",
+        "replay",
+        "verify",
+        "diff",
+        "report",
+        "data",
+        "config",
+        "doctor",
+        "bench",
+        "demo",
+        "exit codes",
+    ):
         assert name in done.stdout
 
 
