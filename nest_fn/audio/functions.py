@@ -6,6 +6,7 @@ loads beside a later PyTorch is found out at import, once for the process. ``nes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
@@ -15,6 +16,9 @@ import torch
 from nest_fn.layers.types import Tensor
 
 from . import plain
+from .fine import FineResampler
+
+_LARGEST_KERNEL = 4_000_000  # elements; above it, a filter is computed for each output sample
 
 
 def _load(module: str) -> tuple[Any, str | None]:
@@ -34,6 +38,9 @@ def resampler(rate: int, target: int, dtype: torch.dtype = torch.float32) -> Cal
 
     Its kernel is computed in float64 and then cast: one computed in float32 is off by up to 2e-5 of full scale.
     """
+    divisor = math.gcd(rate, target)
+    if (rate // divisor) * (target // divisor) > _LARGEST_KERNEL:
+        return FineResampler(rate // divisor, target // divisor)
     transforms, _ = _load("transforms") if _functional is not None else (None, None)
     if transforms is None:
         return plain.resampler(rate, target, dtype)

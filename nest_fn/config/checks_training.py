@@ -27,6 +27,7 @@ def _check_data(section: DataConfig, problems: Problems) -> None:
     path = "data."
     low, high = section.min_duration, section.max_duration
     problems.require(low <= high, path + "min_duration", f"is {low} s, above max_duration {high} s")
+    one_of(problems, path + "long", section.long, ("drop", "crop"))
     one_of(problems, path + "short_audio", section.short_audio, ("pad", "repeat"))
     one_of(problems, path + "on_error", section.on_error, ("raise", "zero_weight"))
     if section.weights is not None:

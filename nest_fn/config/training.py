@@ -40,7 +40,8 @@ class DataConfig(ShortRepr):
     valid_shards: tuple[str, ...] = ()  # tar archives with the validation's audio; empty: files
     weights: tuple[float, ...] | None = None  # one per training manifest: how often its utterances occur in an epoch
     min_duration: float = 1.0  # seconds; shorter utterances are left out
-    max_duration: float = 60.0  # seconds; longer utterances are left out
+    max_duration: float = 60.0  # seconds; what becomes of longer utterances says data.long
+    long: str = "drop"  # drop, crop; of utterances above max_duration: left out, or divided into equal crops
     batch_seconds: float = 240.0  # seconds; of padded audio in one batch, over all ranks
     max_batch_size: int = 256  # utterances; at most in one batch, over all ranks
     row_multiple: int = 1  # the rows of a batch are a multiple of it; ranks x accumulate avoids empty rows

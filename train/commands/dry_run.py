@@ -32,6 +32,8 @@ def describe(cfg: Config) -> Iterator[str]:
     plan = dataset.plan(0)
     seconds = dataset.shapes.width / cfg.sample_rate
     yield f"data: {len(dataset.manifest):,} utterances, {float(dataset.manifest.duration.sum()) / 3600:.2f} hours"
+    if dataset.manifest.cropped:
+        yield f"  cropped: {dataset.manifest.cropped:,} longer than max_duration={cfg.data.max_duration} s"
     for rule, dropped in dataset.manifest.dropped:
         yield f"  left out: {dropped:,} {rule}"
     yield f"plan: {len(plan)} batches an epoch, padding efficiency {plan.efficiency(dataset.length):.3f}"

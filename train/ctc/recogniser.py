@@ -71,12 +71,24 @@ def token_log_probs(
     )
     if keys is not None and masks is not None:
         mel = spec_augment(mel, batch["frames"], masks, keys.masks)
+    return feature_log_probs(
+        params, head, state, mel, frames, cfg, design, key=None if keys is None else keys.dropout, train=train,
+        rows=batch["utterance"], gather=gather, parts=parts,
+    )  # fmt: skip
+
+
+def feature_log_probs(
+    params: Params, head: Params, state: State, mel: Tensor, frames: Tensor, cfg: Config, design: Design, *,
+    key: Key | None = None, train: bool = False, rows: Tensor | None = None, gather: Gather | None = None,
+    parts: Parts = EAGER,
+) -> tuple[Tensor, Tensor, State]:  # fmt: skip
+    """``token_log_probs`` of log-mel: ``mel [B, M, F]``, ``frames [B]`` in 10 ms, ``rows [B]`` that key dropout."""
     encoder, encoder_state = _used_layers(params["encoder"], design), _used_layers(state["encoder"], design)
     x, short = parts.subsample(encoder, mel, frames, cfg.encoder)
     every = range(cfg.encoder.n_layers) if design.layer is None else ()
     encoded = encode_frames(
-        encoder, encoder_state, x, short, cfg.encoder, key=None if keys is None else keys.dropout, train=train,
-        rows=batch["utterance"], layers=every, gather=gather, parts=parts.encoder,
+        encoder, encoder_state, x, short, cfg.encoder, key=key, train=train,
+        rows=rows, layers=every, gather=gather, parts=parts.encoder,
     )  # fmt: skip
     hidden = encoded.frames if design.layer is not None else _mixed(head["mixture"], encoded.outputs)
     kept = [*encoded.state["layers"], *state["encoder"]["layers"][len(encoded.state["layers"]) :]]

@@ -43,8 +43,10 @@ class Shapes:
 def choose_shapes(lengths: NDArray[np.int64], config: DataConfig, sample_rate: int = 16000) -> Shapes:
     """The shapes with the least padding for lengths ``[n]``, in samples.
 
-    Raises ``UsageError`` if the budget is too small.
+    There are none for no lengths. Raises ``UsageError`` if the budget is too small.
     """
+    if not len(lengths):
+        return Shapes(np.zeros(0, np.int64), np.zeros(0, np.int64))
     choices = _widths(lengths, config.num_buckets)
     best, least = _best(choices, lengths, config, sample_rate, _FRACTIONS[0])
     for fraction in _FRACTIONS[1:]:

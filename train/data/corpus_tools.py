@@ -121,8 +121,8 @@ def stats(
     are all 0. Unreadable utterances are counted, not raised; raises ``DataError`` for an invalid manifest.
     """
     manifest = load_manifest(
-        files, min_duration=config.min_duration, max_duration=config.max_duration, root=config.root, shards=shards,
-        channel=config.channel, workers=config.num_workers,
+        files, min_duration=config.min_duration, max_duration=config.max_duration, long=config.long,
+        root=config.root, shards=shards, channel=config.channel, workers=config.num_workers,
     )  # fmt: skip
     config = replace(config, channel="first" if config.channel == "error" else config.channel)
 

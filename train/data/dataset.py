@@ -13,8 +13,9 @@ the rows are the same on any number of ranks and after a resume.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
@@ -89,27 +90,27 @@ class Dataset:
 
 
 def open_dataset(
-    config: DataConfig, seed: int, *, split: str = "train", sample_rate: int = 16000, hold_longest: bool = False
+    config: DataConfig, seed: int, *, split: str = "train", sample_rate: int = 16000, longest: float = math.inf
 ) -> Dataset:
     """Read the manifests of ``split`` (train or valid) and the noise, and choose the shapes.
 
-    Validation is neither shuffled nor weighted. ``hold_longest`` raises ``batch_seconds`` to what the longest
-    utterance needs. Raises ``DataError`` and ``UsageError``.
+    Validation is neither shuffled nor weighted. Utterances of more than ``longest`` seconds have weight 0: they are in
+    the manifest and in no batch. Raises ``DataError`` and ``UsageError``.
     """
     train = split == "train"
     files, shards = (config.train, config.train_shards) if train else (config.valid, config.valid_shards)
     if not files:
         raise UsageError(f"data.{split} names no manifest; set it to one or more JSONL files")
     manifest = load_manifest(
-        files, min_duration=config.min_duration, max_duration=config.max_duration, root=config.root, shards=shards,
-        channel=config.channel, check_files=config.check_files, workers=config.num_workers,
+        files, min_duration=config.min_duration, max_duration=config.max_duration, long=config.long,
+        root=config.root, shards=shards, channel=config.channel, check_files=config.check_files,
+        workers=config.num_workers,
     )  # fmt: skip
     least = max(1, round(config.min_audio * sample_rate))
     length = np.maximum(np.rint(manifest.duration * sample_rate).astype(np.int64), least)
-    if hold_longest:
-        seconds = config.row_multiple * (int(length.max()) + 1) / sample_rate
-        config = replace(config, batch_seconds=max(config.batch_seconds, seconds))
     weight = _weights(manifest, config) if train else None
+    if length.max() > longest * sample_rate:
+        weight = np.where(length > longest * sample_rate, 0.0, 1.0 if weight is None else weight)
     often = length if weight is None else np.repeat(length, np.ceil(weight).astype(np.int64))
     return Dataset(
         manifest, length, choose_shapes(often, config, sample_rate), config, seed, sample_rate,

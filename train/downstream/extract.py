@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from nest_fn.decoder import logits
@@ -27,16 +29,26 @@ from nest_fn.interop.convert import model_digest
 from nest_fn.layers.tree import device_of
 from nest_fn.layers.types import Tensor
 from nest_fn.model import quantize
+from nest_fn.recording.windows import Piece, encoder_frames, recording_features
 from nest_fn.train.data.dataset import Dataset
 from nest_fn.train.errors import DataError, MemoryExhausted, UsageError, is_out_of_memory
 from nest_fn.version import versions
 
 from .inference import ALONE, Job, Model, Utterances, utterances
+from .recordings import Recording, StopAsked, joined, recordings, until_stopped, window_settings
 from .settings import lasting_settings, model_alone
 
 Arrays = dict[str, NDArray[Any]]
 FORMATS = ("npy", "npz", "safetensors")
 INDEX = "index.jsonl"
+
+
+class Make(NamedTuple):
+    """What is made of a batch, row by row, and of the pieces of a recording of so many frames, joined in a folder."""
+
+    of_batch: Callable[[Tensor, Tensor], Iterator[Arrays]]
+    of_recording: Callable[[Iterator[Piece], int, Path], Arrays]
+    layers: Sequence[int]
 
 
 def extract(
@@ -56,19 +68,25 @@ def extract(
     if weights is not None and len(weights) != len(chosen):
         raise UsageError(f"extract: {len(weights)} weights for {len(chosen)} layers; give one a layer")
 
-    def make(audio: Tensor, lengths: Tensor) -> Iterator[Arrays]:
+    mixture = None if weights is None else torch.tensor(weights)
+
+    def of_batch(audio: Tensor, lengths: Tensor) -> Iterator[Arrays]:
         audio, lengths = audio.to(device_of(model.params)), lengths.to(device_of(model.params))
         made, frames = features(model.params, model.state, audio, lengths, model.cfg, chosen)
         for row, count in enumerate(frames.tolist()):
             each = torch.stack([layer[row, :count].float().cpu() for layer in made])
-            if level == "utterance":
-                each = each.mean(dim=1)
-            if weights is not None:
-                each = torch.einsum("l,l...->...", torch.tensor(weights, dtype=each.dtype), each)
-            yield {"features": each.numpy()}
+            yield {"features": _mixed(each.mean(dim=1) if level == "utterance" else each, mixture).numpy()}
+
+    def of_recording(pieces: Iterator[Piece], frames: int, folder: Path) -> Arrays:
+        stacks = (torch.stack([layer.float().cpu() for layer in piece.frames]) for piece in pieces)
+        if level == "utterance":
+            total = sum((stack.double().sum(dim=1) for stack in stacks), torch.zeros(()))
+            return {"features": _mixed((total / frames).float(), mixture).numpy()}
+        parts = ([_mixed(stack, mixture).numpy()] for stack in stacks)
+        return {"features": joined(parts, 1 if mixture is None else 0, frames, folder)[0]}
 
     facts = {"command": "extract", "layers": chosen, "weights": weights, "level": level}
-    return _write_all(model, dataset, out, form, make, facts, overwrite, job)
+    return _write_all(model, dataset, out, form, Make(of_batch, of_recording, chosen), facts, overwrite, job)
 
 
 def tokenize(
@@ -79,27 +97,42 @@ def tokenize(
     Raises ``DataError``, ``OutputError``.
     """
 
-    def make(audio: Tensor, lengths: Tensor) -> Iterator[Arrays]:
-        cfg = model.cfg
-        audio, lengths = audio.to(device_of(model.params)), lengths.to(device_of(model.params))
-        mel, _ = log_mel(audio, lengths, cfg.preprocessor)
+    cfg = model.cfg
+
+    def of_frames(mel: Tensor, last: Tensor) -> tuple[NDArray[Any], NDArray[Any]]:
         tokens = quantize(model.state, mel, cfg)
         tokens = tokens if tokens.ndim == 3 else tokens[..., None]
+        guesses = logits(model.params["decoder"], last, cfg.decoder).argmax(dim=-2)
+        return tokens.cpu().numpy(), guesses.cpu().numpy()
+
+    def of_batch(audio: Tensor, lengths: Tensor) -> Iterator[Arrays]:
+        audio, lengths = audio.to(device_of(model.params)), lengths.to(device_of(model.params))
+        mel, _ = log_mel(audio, lengths, cfg.preprocessor)
         (last,), frames = features(model.params, model.state, audio, lengths, cfg, [-1])
-        guesses = logits(model.params["decoder"], last, cfg.decoder).argmax(dim=-2).cpu()
-        tokens = tokens.cpu()
+        tokens, guesses = of_frames(mel, last)
         for row, count in enumerate(frames.tolist()):
-            yield {"quantizer": tokens[row, :count].numpy(), "decoder": guesses[row, :count].numpy()}
+            yield {"quantizer": tokens[row, :count], "decoder": guesses[row, :count]}
+
+    def of_recording(pieces: Iterator[Piece], frames: int, folder: Path) -> Arrays:
+        def parts() -> Iterator[list[NDArray[Any]]]:
+            for piece in pieces:
+                count = piece.frames[0].shape[0]
+                missing = count * cfg.frames_per_token - piece.mel.shape[2]
+                mel = F.pad(piece.mel, (0, missing), value=cfg.preprocessor.pad_value)
+                yield [array[0, :count] for array in of_frames(mel, piece.frames[0][None])]
+
+        return dict(zip(("quantizer", "decoder"), joined(parts(), 0, frames, folder), strict=True))
 
     if model.cfg.mask_position == "post_conv":
         raise UsageError("tokenize: under post_conv tokens are made of the subsampled signal; extract features instead")
-    return _write_all(model, dataset, out, form, make, {"command": "tokenize"}, overwrite, job)
+    made = Make(of_batch, of_recording, [-1])
+    return _write_all(model, dataset, out, form, made, {"command": "tokenize"}, overwrite, job)
 
 
 @torch.no_grad()
 def _write_all(
-    model: Model, dataset: Dataset, out: Path, form: str, make: Callable[[Tensor, Tensor], Iterator[Arrays]],
-    facts: Mapping[str, Any], overwrite: bool, job: Job,
+    model: Model, dataset: Dataset, out: Path, form: str, make: Make, facts: Mapping[str, Any], overwrite: bool,
+    job: Job,
 ) -> Iterator[str]:  # fmt: skip
     """Write this rank's missing files, batch by batch; then rank 0 writes the index, unless a stop was asked for."""
     if form not in FORMATS:
@@ -109,25 +142,57 @@ def _write_all(
         "data": dataset.manifest.digest,
     }
     origin = {**facts, "format": form, **made_of, **lasting_settings(model.cfg), **versions()}
+    origin |= window_settings(model.cfg, dataset)
     place = claim(out, origin, folder=True, inputs=dataset.manifest.files, overwrite=overwrite)
     job.ranks.any(False)  # every rank has judged the folder as it was
     names = _names(dataset, form)
     if job.ranks.is_main:
         begin(place, [*names, INDEX])
     job.ranks.any(False)
-    for batch in utterances(dataset, job):
-        missing = [row for row, index in enumerate(batch.number.tolist()) if not (out / names[index]).exists()]
-        if not missing:
-            continue
-        made = _explain_oom(make, batch, missing, dataset.sample_rate)
-        for index, arrays in zip(batch.number[missing].tolist(), made, strict=True):
-            _check_finite(arrays, dataset.manifest.where(index))
-            _write(out / names[index], arrays, form)
-            yield names[index]
+    for index, arrays in _made(model, dataset, out, names, make, job):
+        _check_finite(arrays, dataset.manifest.where(index))
+        _write(out / names[index], arrays, form)
+        yield names[index]
     if not job.ranks.any(job.stopped()) and job.ranks.is_main:
         _write_index(dataset, out, names)
         finish(place, [*names, INDEX])
     job.ranks.any(False)
+
+
+def _made(
+    model: Model, dataset: Dataset, out: Path, names: Sequence[str], make: Make, job: Job
+) -> Iterator[tuple[int, Arrays]]:
+    """The arrays of this rank's utterances whose files are missing: those in batches, then those too long for one."""
+    for batch in utterances(dataset, job):
+        missing = [row for row, index in enumerate(batch.number.tolist()) if not (out / names[index]).exists()]
+        if missing:
+            made = _explain_oom(make.of_batch, batch, missing, dataset.sample_rate)
+            yield from zip(batch.number[missing].tolist(), made, strict=True)
+    for recording in recordings(dataset, device_of(model.params), job):
+        if not (out / names[recording.number]).exists():
+            with suppress(StopAsked):
+                yield recording.number, _of_recording(model, dataset, out, recording, make, job)
+
+
+def _of_recording(
+    model: Model, dataset: Dataset, out: Path, recording: Recording, make: Make, job: Job
+) -> Arrays:  # fmt: skip
+    seconds = dataset.config.batch_seconds
+    try:
+        pieces = recording_features(
+            model.params, model.state, recording.read, recording.samples, model.cfg, make.layers, seconds
+        )
+        frames = encoder_frames(recording.samples, model.cfg)
+        return make.of_recording(
+            until_stopped(pieces, frames, recording.samples / dataset.sample_rate, job), frames, out
+        )
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MemoryExhausted(
+            f"out of memory in windows of {seconds:g} s or what the attention context needs; lower --batch-seconds. "
+            "What was written stays, and the same command goes on from there."
+        ) from None
 
 
 def _write_index(dataset: Dataset, out: Path, names: Sequence[str]) -> None:
@@ -141,6 +206,11 @@ def _write_index(dataset: Dataset, out: Path, names: Sequence[str]) -> None:
         lines.append({**fields, "feature_filepath": name})
     with atomic_write(out / INDEX, 0, replaces=anything) as temporary:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def _mixed(each: Tensor, mixture: Tensor | None) -> Tensor:
+    """The sum over layers, the first axis, with weights ``[L]``; without them, all layers."""
+    return each if mixture is None else torch.einsum("l,l...->...", mixture.to(each.dtype), each)
 
 
 def _check_finite(arrays: Arrays, where: str) -> None:

@@ -89,8 +89,8 @@ def open_audio(
 ) -> Dataset:
     """A dataset of all utterances of manifests, of a folder, or of one audio file, of any length, mixed to mono.
 
-    An utterance longer than ``batch_seconds`` is a batch of its own. ``data`` has other settings of how it is read. For
-    a folder or an audio file, a manifest is written into the folder ``scratch``. Raises ``DataError``.
+    An utterance that no batch can hold is in none (``recordings.py``). ``data`` has other settings of how it is read.
+    For a folder or an audio file, a manifest is written into the folder ``scratch``. Raises ``DataError``.
     """
     files = [source] if isinstance(source, str) else list(source)
     if len(files) == 1 and (Path(files[0]).is_dir() or files[0].lower().endswith(AUDIO_SUFFIXES)):
@@ -101,18 +101,21 @@ def open_audio(
         data = DataConfig(
             min_duration=0.0, max_duration=86400.0, batch_seconds=60.0, min_audio=0.0, num_workers=0, channel="mix"
         )
+    longest = data.batch_seconds / data.row_multiple
     return open_dataset(
-        replace(data, valid=tuple(files)), 0, split="valid", sample_rate=cfg.sample_rate, hold_longest=True
+        replace(data, valid=tuple(files)), 0, split="valid", sample_rate=cfg.sample_rate, longest=longest
     )
 
 
 def utterances(dataset: Dataset, job: Job = ALONE) -> Iterator[Utterances]:
-    """Every utterance once, the longest first; of several ranks each gets its rows of every batch.
+    """Every utterance that a batch can hold, the longest first; of several ranks each gets its rows of every batch.
 
     Ends early if ``job.stopped`` becomes true. The reporter is told of the seconds of audio done, at most every 5 s.
     """
     number = {dataset.manifest.identity(index): index for index in range(len(dataset.manifest))}
     ranks, plan = job.ranks, dataset.plan(0)
+    if not len(plan):
+        return
     total, done, count = int(dataset.length.sum()) // dataset.sample_rate, 0, 0
     started = reported = time.monotonic()
     stream = batches(dataset, epochs=1, rank=ranks.rank, world=ranks.world, stopped=job.stopped)

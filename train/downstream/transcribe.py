@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,18 @@ from nest_fn.files.atomic import remove
 from nest_fn.files.inputs import read_plain
 from nest_fn.files.outputs import Place, written
 from nest_fn.layers.tree import device_of
+from nest_fn.layers.types import Tensor
+from nest_fn.recording.windows import encoder_frames, over_windows
 from nest_fn.train.ctc.decode import Decoder, Hypothesis
 from nest_fn.train.ctc.model_files import Recogniser
-from nest_fn.train.ctc.recogniser import cast, token_log_probs
+from nest_fn.train.ctc.recogniser import cast, feature_log_probs, token_log_probs
 from nest_fn.train.ctc.scores import Errors, count_errors
 from nest_fn.train.data.dataset import Dataset
 from nest_fn.train.errors import CheckpointError, MemoryExhausted, is_out_of_memory
 from nest_fn.train.run.record.appending import append_whole
 
 from .inference import ALONE, Job, Utterances, utterances
+from .recordings import Recording, StopAsked, recordings, until_stopped
 from .settings import seconds_per_frame
 
 
@@ -50,6 +54,11 @@ def transcribe(
             for row, found in zip(rows, _recognised(made, dataset, batch, rows, decode), strict=True):
                 index = int(batch.number[row])
                 yield index, _line(made, dataset, index, found)
+    for recording in recordings(dataset, device_of(made.head), job):
+        if recording.number not in (done or {}):
+            with suppress(StopAsked):
+                hypothesis = _recognised_recording(made, dataset, recording, decode, job)
+                yield recording.number, _line(made, dataset, recording.number, hypothesis)
 
 
 def finished_lines(found: Mapping[int, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -119,6 +128,23 @@ def _recognised(
             f"out of memory in a batch of {len(rows)} x {seconds:.2f} s; lower data.batch_seconds or "
             "data.max_batch_size. What was found stays, and the same command goes on from there."
         ) from None
+
+
+def _recognised_recording(
+    made: Recogniser, dataset: Dataset, recording: Recording, decode: Decoder, job: Job
+) -> Hypothesis:
+    """What is said in a recording too long for a batch: its windows' log-probabilities are joined, then decoded."""
+
+    def encode(mel: Tensor, frames: Tensor) -> tuple[Tensor, ...]:
+        log_probs, _, _ = feature_log_probs(made.params, made.head, made.state, mel, frames, made.cfg, made.design)
+        return (log_probs.cpu(),)
+
+    frames = encoder_frames(recording.samples, made.cfg)
+    pieces = over_windows(encode, recording.read, recording.samples, made.cfg, dataset.config.batch_seconds)
+    told = until_stopped(pieces, frames, recording.samples / dataset.sample_rate, job)
+    log_probs = torch.cat([piece.frames[0] for piece in told])
+    (found,) = decode(log_probs[None], [len(log_probs)])
+    return found
 
 
 def _line(made: Recogniser, dataset: Dataset, index: int, found: Hypothesis) -> dict[str, Any]:

@@ -20,12 +20,15 @@ from nest_fn.layers import random
 from nest_fn.layers.tree import device_of
 from nest_fn.layers.types import Params, State, Tensor
 from nest_fn.model import init
+from nest_fn.recording.mel import recording_statistics
+from nest_fn.recording.windows import encoder_frames, recording_features
 from nest_fn.train.data.dataset import Dataset
 from nest_fn.train.errors import DataError
 from nest_fn.train.reporter import NullReporter, Reporter
 
 from .inference import ALONE, Job, Model, load_model, open_audio, place, prepare_device, utterances
 from .linear_probe import accuracy, choose, fit_linear_probe, mean_pool
+from .recordings import Recording, recordings
 from .settings import inference_config
 from .weighted_probe import fit_weighted_probe, weighted_accuracy
 
@@ -109,5 +112,26 @@ def _pooled(dataset: Dataset, model: tuple[Params, State] | None, cfg: Config, j
         for one, layer in zip(rows, made, strict=True):
             one.append(mean_pool(layer, short).float().cpu())
         order += index.tolist()
+    device = torch.device("cpu") if model is None else device_of(model[0])
+    for recording in recordings(dataset, device, job):
+        means = _recording_means(recording, model, cfg, dataset.config.batch_seconds)
+        rows = rows or [[] for _ in means]
+        for one, mean in zip(rows, means, strict=True):
+            one.append(mean.float().cpu()[None])
+        order.append(recording.number)
     back = torch.argsort(torch.tensor(order))
     return [torch.cat(layer)[back] for layer in rows]
+
+
+def _recording_means(
+    recording: Recording, model: tuple[Params, State] | None, cfg: Config, seconds: float
+) -> list[Tensor]:
+    """Mean features of every layer ``[D]`` of a recording too long for a batch; without a model, mean log-mel."""
+    if model is None:
+        plain = dataclasses.replace(cfg.preprocessor, normalize="per_feature")  # the mean is what it takes away
+        block = max(1, round(seconds * cfg.sample_rate) // plain.hop_length)
+        mean, _ = recording_statistics(recording.read, recording.samples, plain, block)
+        return [] if mean is None else [mean[0, :, 0]]
+    pieces = recording_features(*model, recording.read, recording.samples, cfg, None, seconds)
+    sums = [torch.stack([layer.double().sum(dim=0) for layer in piece.frames]) for piece in pieces]
+    return list(torch.stack(sums).sum(dim=0) / encoder_frames(recording.samples, cfg))

@@ -154,6 +154,8 @@ def announce(run: Run) -> None:
     )
     mode = "compiled, which takes minutes at first" if is_compiled(cfg, run.device) else "eager"
     say(f"{run.device.type}, {cfg.trainer.precision}, {mode}; run folder {run.folder.path}")
+    if run.train.manifest.cropped:
+        say(f"cropped: {run.train.manifest.cropped:,} utterances longer than max_duration={cfg.data.max_duration} s")
     for rule, dropped in run.train.manifest.dropped:
         say(f"left out: {dropped:,} utterances {rule}")
     for remark in cfg.advice:

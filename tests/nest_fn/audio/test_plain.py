@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from nest_fn.audio import functions, plain
+from nest_fn.audio.fine import FineResampler
 from nest_fn.layers import random
 from nest_fn.layers.types import Tensor
 
@@ -49,6 +50,23 @@ def test_resampling_between_any_rates(rate: int, target: int, length: int) -> No
     x = noise(length, torch.float64)
     wanted = torchaudio.transforms.Resample(rate, target, dtype=torch.float64)(x)
     torch.testing.assert_close(plain.resampler(rate, target, torch.float64)(x), wanted, atol=1e-12, rtol=0)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 500))
+def test_filters_computed_one_by_one(rate: int, target: int, length: int) -> None:
+    assume(rate != target)
+    x = noise(length, torch.float64)
+    wanted = plain.resampler(rate, target, torch.float64)(x)
+    torch.testing.assert_close(FineResampler(rate, target)(x), wanted, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_a_fine_ratio(dtype: torch.dtype) -> None:
+    made, x = functions.resampler(44056, 16000, dtype), noise(5000, dtype, rows=1)
+    assert isinstance(made, FineResampler)
+    transform = torchaudio.transforms.Resample(44056, 16000, dtype=torch.float64).to(dtype)
+    torch.testing.assert_close(made(x), transform(x), atol=BOUNDS[dtype], rtol=0)
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)

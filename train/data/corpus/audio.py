@@ -7,7 +7,6 @@ lose their low bits; float samples are scaled by 2^15, rounded and clipped. Only
 from __future__ import annotations
 
 import io
-import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,7 +35,6 @@ _MP3_TOLERANCE = 0.5  # seconds: decoders disagree on the length of an MP3 file 
 _TOLERANCE = 2  # frames at the file's rate
 _BLOCK = 1 << 24  # frames decoded at a time
 _MIN_RATE = 1000  # Hz
-_MAX_KERNEL = 4_000_000  # elements of a resampling kernel
 
 
 class AudioInfo(NamedTuple):
@@ -272,14 +270,9 @@ def _scaled(samples: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _resample(samples: NDArray[Any], rate: int, target: int) -> NDArray[np.int16]:
-    """Windowed-sinc resampling with torchaudio's default kernel, in float32."""
+    """Windowed-sinc resampling with torchaudio's default kernel, in float32. Raises ``DataError`` below 1 kHz."""
     if rate < _MIN_RATE:  # resampling from such a rate would make a small file very large
         raise DataError(f"the header says {rate} Hz, no less than {_MIN_RATE} Hz is resampled")
-    divisor = math.gcd(rate, target)
-    if (rate // divisor) * (target // divisor) > _MAX_KERNEL:
-        raise DataError(
-            f"{rate} Hz to {target} Hz is {rate // divisor}:{target // divisor}, too fine a ratio; convert it"
-        )
     with torch.no_grad():
         out: Tensor = _resampler(rate, target)(torch.from_numpy(_scaled(samples))[None])[0]
     return np.asarray(out.round_().clamp_(-32768, 32767).to(torch.int16).numpy())

@@ -24,6 +24,7 @@ from nest_fn.train.errors import DataError
 
 from .audio import Channel, audio_info
 from .columns import NumberBuilder, TextBuilder, TextColumn
+from .crops import crop_long
 from .manifest_lines import EntryBlock, LineProblems, read_blocks
 from .manifest_table import Manifest
 from .shard_index import ShardIndex, index_shards
@@ -35,6 +36,7 @@ def load_manifest(
     *,
     min_duration: float = 0.0,
     max_duration: float = math.inf,
+    long: str = "drop",
     root: str | Path | None = None,
     shards: Sequence[str] = (),
     channel: Channel = "error",
@@ -43,6 +45,7 @@ def load_manifest(
 ) -> Manifest:
     """Read manifests and keep the utterances with ``min_duration <= duration <= max_duration`` (seconds), in order.
 
+    ``long="crop"`` divides longer ones into crops (``crops.py``) instead of dropping them.
     ``files`` is one path, several separated by commas, or a list. If ``root`` is given, all audio must be below that
     folder. ``shards`` are patterns of tar archives that hold the audio. ``check_files=False`` does not check that every
     file exists. Raises ``DataError`` with the first 20 problems and their total.
@@ -54,6 +57,7 @@ def load_manifest(
     if index is None:
         manifest = _resolve(manifest, root, check_files, title)
     manifest = _read_headers(manifest, channel, workers, title)
+    manifest = crop_long(manifest, max_duration) if long == "crop" else manifest
     manifest = _filter(manifest, min_duration, max_duration, title)
     _refuse_duplicates(manifest, title)
     return manifest

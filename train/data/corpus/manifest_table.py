@@ -43,6 +43,7 @@ class Manifest:
     member: NDArray[Any]  # number in ``shards``; -1: a plain file
     shards: ShardIndex | None = None
     dropped: tuple[tuple[str, int], ...] = ()  # filter rule, and the number of utterances that it dropped
+    cropped: int = 0  # utterances that were divided into crops
 
     def __len__(self) -> int:
         return len(self.names)
