@@ -154,8 +154,13 @@ def score(
     """Sum of the loss in nats over the masked tokens of rows with ``weight > 0``, and metrics (``model.loss_sum``).
 
     ``encoded [B, T, D]``, ``lengths [B]`` in encoder frames, ``tokens [B, T, K]``, ``mask`` bool ``[B, F]``,
-    ``weight [B]``.
+    ``weight [B]``. Raises ``ValueError`` if there are not as many encoder frames as tokens.
     """
+    if encoded.shape[1] != tokens.shape[1]:
+        raise ValueError(
+            f"score: {encoded.shape[1]} encoder frames for {tokens.shape[1]} tokens; the loss pairs them. With "
+            "encoder.causal_downsampling there is a frame more, here as in the reference; set it to false."
+        )
     valid = valid_mask(lengths, encoded.shape[1])
     if weight is not None:
         valid = valid & (weight > 0)[:, None]

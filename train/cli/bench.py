@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set",
         action="append",
+        type=_setting,
         default=[],
         metavar="KEY=VALUE",
         help="a setting of all cases, as trainer.precision=bf16",
@@ -53,6 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _section(text: str) -> str:
     if text not in SECTIONS:
         raise argparse.ArgumentTypeError(f"want some of {', '.join(SECTIONS)}, got {shown(text)}")
+    return text
+
+
+def _setting(text: str) -> str:
+    if not re.fullmatch(r"[a-z_.0-9]+=[^\0\n]*", text):
+        raise argparse.ArgumentTypeError(f"want KEY=VALUE, got {shown(text)}")
     return text
 
 

@@ -15,6 +15,7 @@ from nest_fn.train.data.clips import load_rirs
 from nest_fn.train.data.dataset import RawBatch, load_batch, open_dataset
 from nest_fn.train.keys import init_key, root_key, step_key
 from nest_fn.train.run.batch import prepare_batch
+from nest_fn.train.run.context import check_frames
 from nest_fn.train.run.device import check_precision, choose_device
 from nest_fn.train.run.failure_dump import explain_oom
 from nest_fn.train.step.step import init_train_state, make_step, training_loss
@@ -49,6 +50,7 @@ def describe(cfg: Config) -> Iterator[str]:
 def _try(cfg: Config, raw: RawBatch) -> Iterator[str]:
     device = choose_device(cfg.trainer.device)
     check_precision(cfg.trainer.precision, device)
+    check_frames(cfg)
     rirs = load_rirs(cfg.data, cfg.sample_rate)
     step = make_step(cfg, loss=training_loss(cfg, None if rirs is None else rirs.to(device)))
     root = root_key(cfg.trainer.seed, device=device)

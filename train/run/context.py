@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import torch
 
 from nest_fn.config import Config
+from nest_fn.encoder import subsampling_spec
 from nest_fn.interop.convert import model_digest, read_any
+from nest_fn.layers.subsampling import CONVOLUTIONAL
 from nest_fn.layers.tree import count, flatten
 from nest_fn.layers.types import Key, Params, State, Tensor
 from nest_fn.mel import Tables, make_tables
@@ -22,6 +24,7 @@ from nest_fn.train.data.dataset import Dataset, open_dataset
 from nest_fn.train.distributed.collectives import Ranks
 from nest_fn.train.distributed.launch import SINGLE, Job
 from nest_fn.train.distributed.sharding import REPLICATED, Sharding, make_sharding
+from nest_fn.train.errors import UsageError
 from nest_fn.train.keys import root_key
 from nest_fn.train.reporter import NullReporter, Reporter
 from nest_fn.train.step.compiled import EAGER, StepParts, compile_parts
@@ -105,12 +108,22 @@ def read_initial(source: str) -> Initial:
     return Initial(source, params, state, cfg, model_digest(params, state, cfg))
 
 
+def check_frames(cfg: Config) -> None:
+    """Raise ``UsageError`` if the encoder does not make as many frames as the quantizer makes tokens."""
+    if cfg.encoder.causal_downsampling and subsampling_spec(cfg.encoder).kind in CONVOLUTIONAL:
+        raise UsageError(
+            "encoder.causal_downsampling=true makes an encoder frame more than there are tokens, in the reference too, "
+            "and the loss pairs them; set it to false (a causal encoder can be applied, not pre-trained)"
+        )
+
+
 def open_run(
     cfg: Config, folder: RunFolder, reporter: Reporter, job: Job = SINGLE, initial: Initial | None = None
 ) -> Run:
     """Read the data and choose the device. Raises ``DataError``, ``UsageError``."""
     device = choose_device(cfg.trainer.device, job)
     check_precision(cfg.trainer.precision, device)
+    check_frames(cfg)
     if device.type == "cuda" and not job.ranks.is_single:
         torch.cuda.set_device(device)  # NCCL wants to know
     if cfg.trainer.threads > 0:

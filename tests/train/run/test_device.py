@@ -46,3 +46,11 @@ def test_a_run_in_bfloat16_is_refused_before_it_begins(
         assert main([*words(corpus, tmp_path / "run", "trainer.precision=bf16"), *extra]) == 2
         assert "set trainer.precision=fp32" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_frames_without_tokens_are_refused_before_a_run_begins(
+    corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for extra in ([], ["--dry-run"]):
+        assert main([*words(corpus, tmp_path / "run", "encoder.causal_downsampling=true"), *extra]) == 2
+        assert "makes an encoder frame more than there are tokens" in capsys.readouterr().err
