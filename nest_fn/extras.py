@@ -9,6 +9,7 @@ EXTRAS: dict[str, dict[str, tuple[str, ...]]] = {  # extra of pyproject.toml: pa
     "audio": {"soundfile": ("SoundFile", "SoundFileError")},
     "analysis": {"matplotlib": ("__version__",)},
     "log": {"tensorboard": ("__version__",)},
+    "wandb": {"wandb": ("init",)},
     "text": {"sentencepiece": ("SentencePieceProcessor",)},
     "tokenizers": {"tokenizers": ("Tokenizer",)},
     "beam": {"flashlight.lib.text.decoder": ("LexiconFreeDecoder",)},

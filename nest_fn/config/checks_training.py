@@ -67,6 +67,8 @@ def _check_trainer(section: TrainerConfig, problems: Problems) -> None:
     path = "trainer."
     precisions = ("fp32", "bf16")
     one_of(problems, path + "precision", section.precision, precisions)
+    for name in section.loggers:
+        one_of(problems, path + "loggers", name, ("tensorboard", "wandb"))
     one_of(problems, path + "compile", section.compile, ("auto", "on", "off"))
     device = re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", section.device)
     why = f"must be auto, cpu, cuda or cuda:N; got '{section.device}'"

@@ -109,6 +109,7 @@ class TrainerConfig(ShortRepr):
     accumulate: int = 1  # micro-batches in one update
     clip_norm: float = 0.0  # largest norm of the gradient; it is scaled down to it; 0: off
     ema_decay: float = 0.0  # of a moving average of the parameters, in each step; 0: off
+    loggers: tuple[str, ...] = ("tensorboard",)  # curves beside metrics.jsonl: tensorboard (if installed), wandb
     log_every: int = 10  # steps; from one line of metrics to the next
     valid_every: int = 1000  # steps; from one validation to the next; 0: at the end alone
     save_every: int = 1000  # steps; from one checkpoint to the next; 0: at the end alone

@@ -26,6 +26,7 @@ _FOR = {
     "report": "nest-fn report and the demo's report.html",
     "analysis": "pictures of nest-fn analyse; its numbers are written without it",
     "log": "TensorBoard; metrics.jsonl is written without it",
+    "wandb": "Weights & Biases, with trainer.loggers=wandb",
     "text": "sub-word tokens for finetune-ctc; characters need none",
     "tokenizers": "vocabularies of the package tokenizers",
     "beam": "beam search for transcribe",

@@ -31,7 +31,8 @@ def settings_of(command: str, folder: Path, overrides: Sequence[str] = ()) -> Co
 
 def open_again(cfg: Config, folder: Path, reporter: Reporter) -> Run:
     """The run as it would resume, with its training data alone. Its lock is not needed, and nothing is written."""
-    return open_run(replace(cfg, data=replace(cfg.data, valid=())), RunFolder(folder), reporter)
+    alone = replace(cfg, data=replace(cfg.data, valid=()), trainer=replace(cfg.trainer, loggers=()))
+    return open_run(alone, RunFolder(folder), reporter)
 
 
 def newest_before(folder: Path, step: int) -> tuple[Path | None, list[str]]:

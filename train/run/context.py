@@ -33,8 +33,8 @@ from nest_fn.train.step.recompute import recompute_blocks
 from .device import check_precision, choose_device, is_compiled, keep_freed_memory
 from .inductor import inductor
 from .record.background import BackgroundSave
+from .record.loggers import Loggers, open_loggers
 from .record.run_folder import RunFolder
-from .record.tensorboard import Board
 
 
 class Initial(NamedTuple):
@@ -53,7 +53,7 @@ class Run:
 
     cfg: Config
     folder: RunFolder
-    board: Board
+    loggers: Loggers
     reporter: Reporter
     train: Dataset
     valid: Dataset | None
@@ -84,12 +84,12 @@ class Run:
         self.local_reporter.warn(problem if self.ranks.is_single else f"rank {self.ranks.rank}: {problem}")
 
     def record(self, line: Mapping[str, Any]) -> None:
-        """Record a line of metrics: file, TensorBoard, reporter. A full disk does not end the run."""
+        """Record a line of metrics: file, loggers, reporter. A full disk does not end the run."""
         if not self.ranks.is_main:
             return
         try:
             self.folder.append(line)
-            self.board.add(line)
+            self.loggers.add(line)
         except OSError as error:
             name = os.fsdecode(error.filename or self.folder.metrics)
             self.reporter.warn(f"step {line['step']}: {name}: its line of metrics is lost: {error.strerror}.")
@@ -132,17 +132,17 @@ def open_run(
         keep_freed_memory()
     if cfg.trainer.deterministic:
         torch.use_deterministic_algorithms(True)
+    speaker = reporter if job.ranks.is_main else NullReporter()
+    loggers = open_loggers(cfg, folder, speaker)
     seed, rate = cfg.trainer.seed, cfg.sample_rate
     train = open_dataset(cfg.data, seed, split="train", sample_rate=rate)
     valid = open_dataset(cfg.data, seed, split="valid", sample_rate=rate) if cfg.data.valid else None
     rirs = load_rirs(cfg.data, rate)
     rirs = None if rirs is None else rirs.to(device)
-    board = Board(folder.path / "tensorboard")
     cut = make_sharding(flatten(abstract(cfg)[0]), job.ranks, device) if cfg.trainer.shard else Sharding(job.ranks)
     key = root_key(seed, device=device)
-    speaker = reporter if job.ranks.is_main else NullReporter()
     tables = make_tables(cfg.preprocessor, device)
-    return Run(cfg, folder, board, speaker, train, valid, rirs, tables, device, key, reporter, job, cut, initial)
+    return Run(cfg, folder, loggers, speaker, train, valid, rirs, tables, device, key, reporter, job, cut, initial)
 
 
 def data_record(run: Run) -> dict[str, Any]:

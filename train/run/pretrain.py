@@ -53,7 +53,7 @@ def pretrain(
             began = True
             told.log.begin()
             announce(run)
-            with closing(run.board):
+            with closing(run.loggers):
                 code = train(run, progress, stop)
             if code == 0:
                 run.reporter.say(f"to look at it: nest-fn report {shlex.quote(str(folder.path))} --out report.html")

@@ -1,1 +1,1 @@
-"""What a run writes into its folder: settings, metrics, log, checkpoints, TensorBoard."""
+"""What a run writes into its folder: settings, metrics, log, checkpoints, curves."""

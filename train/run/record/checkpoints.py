@@ -36,7 +36,7 @@ _FREE = (
 # Settings of the machine at hand, not of the run: they are not written into checkpoints.
 _LOCAL = (
     "data.num_workers", "data.prefetch", "data.timeout_s", "data.check_files",
-    "trainer.threads", "trainer.rank_timeout_s", "trainer.collective_timeout_s",
+    "trainer.threads", "trainer.rank_timeout_s", "trainer.collective_timeout_s", "trainer.loggers",
 )  # fmt: skip
 
 
