@@ -44,6 +44,11 @@ def add_commands(commands: Any) -> None:
 def _add(data: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = data.add_parser(name, help=text, description=text)
     parser.set_defaults(run_command=run)
+    if name != "synth":
+        parser.add_argument(
+            "--workers", type=option_types.whole(0, 1024), default=DataConfig().num_workers,
+            help="threads that read audio; 0: none (more pay where storage answers slowly)",
+        )  # fmt: skip
     if name in ("validate", "stats", "shard"):
         parser.add_argument(
             "--channel", type=option_types.channel, default="error", help="error, mix, first, or an index"
@@ -60,13 +65,13 @@ def _add(data: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
 
 
 def _data_config(args: argparse.Namespace) -> DataConfig:
-    return DataConfig(channel=args.channel, min_duration=0.0, max_duration=1e9)
+    return DataConfig(channel=args.channel, min_duration=0.0, max_duration=1e9, num_workers=args.workers)
 
 
 def _scan(args: argparse.Namespace) -> int:
     from nest_fn.train.data.corpus_tools import scan
 
-    report = scan(args.folder, args.manifest, hashes=args.hash, overwrite=args.overwrite)
+    report = scan(args.folder, args.manifest, workers=args.workers, hashes=args.hash, overwrite=args.overwrite)
     for problem in report.problems:
         tell(problem)
     tell(f"{report.checked - len(report.problems)} files in {args.manifest}, {len(report.problems)} left out")
