@@ -40,7 +40,13 @@ _MISNAMED = (  # a path on the command line cannot be read or written: a usage e
 
 
 def process() -> NoReturn:
-    """The entry point of ``nest-fn``: run one command and end the process with its exit code."""
+    """The entry point of ``nest-fn``: run one command and end the process with its exit code.
+
+    OpenMP's threads sleep where they wait, unless the user's environment says otherwise: by default they spin, and
+    where another process wants their core, a step takes several times as long (docs/performance.md, "Threads").
+    Read by OpenMP when torch is first imported, which no command has done yet.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     leave(main())
 
 

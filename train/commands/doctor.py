@@ -76,8 +76,18 @@ def _torchaudio() -> str:
     )
 
 
+def _cpu() -> str:
+    policy = os.environ.get("OMP_WAIT_POLICY", "not set, so they spin").lower()
+    able = torch.cpu.get_capabilities()
+    known = [name for name in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16") if able.get(name)]
+    return (
+        f"CPU: {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads, OMP_WAIT_POLICY is {policy}; "
+        f"{', '.join(known) or able.get('architecture', 'unknown')}"
+    )
+
+
 def _devices() -> Iterator[Finding]:
-    yield Finding(None, f"CPU: {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")
+    yield Finding(None, _cpu())
     if not torch.cuda.is_available():
         yield Finding(None, "no CUDA device: trainer.device=auto is the CPU, trainer.compile=auto is off")
     for index in range(torch.cuda.device_count()):

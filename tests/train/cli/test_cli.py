@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -94,6 +95,15 @@ def test_dry_run(corpus: Corpus, tmp_path: Path, capsys: Captured) -> None:
     assert "batches an epoch, padding efficiency 0." in told and "largest batch: " in told
     assert "one eager update: loss 4." in told and "peak memory" in told
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("given, told", [(None, "passive"), ("ACTIVE", "active")])
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(given: str | None, told: str, tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
+    command = [sys.executable, "-m", "nest_fn.train", "doctor", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert f"OMP_WAIT_POLICY is {told}" in done.stdout
 
 
 def test_doctor(tmp_path: Path, capsys: Captured) -> None:
