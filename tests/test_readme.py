@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from nest_fn import Config
+from nest_fn import Config, init, key, save
+from nest_fn.checkpoint.retention import step_path
 from nest_fn.layers.tree import count
 from nest_fn.model import abstract
 from nest_fn.train.cli import main as cli
@@ -28,7 +29,12 @@ def blocks(language: str, text: str = TEXT) -> list[str]:
 
 
 @pytest.mark.parametrize("code", blocks("python"))
-def test_python_runs(code: str) -> None:
+def test_python_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it names a run, in a folder that has one."""
+    monkeypatch.chdir(tmp_path)
+    if "runs/nest_large" in code:
+        cfg = Config.preset("tiny")
+        save(step_path(tmp_path / "runs" / "nest_large" / "checkpoints", 3), *init(key(0), cfg), cfg)
     exec(compile(code, "README.md", "exec"), {})
 
 

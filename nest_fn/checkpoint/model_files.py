@@ -10,6 +10,7 @@ that a trainer needs, for other trees and for the checkpoints of a run, can be i
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -115,11 +116,13 @@ def _own_file(path: Path) -> str | None:
 def load(path: str | Path) -> tuple[Params, State, Config]:
     """Read params, state and config that ``save``, ``save_file`` or a trainer wrote, onto the CPU.
 
-    Raises ``CheckpointError`` naming the file that is missing, damaged, of another schema, or does not match its
-    config.
+    Of the folder of a run its newest valid checkpoint is read; ``nest_fn.interop.convert.read_any`` reads the
+    reference's files too. Raises ``CheckpointError`` naming the file that is missing, damaged, of another schema, or
+    does not match its config.
     """
     path = last_complete(path)
     if path.is_dir():
+        path = _checkpoint_in(path)
         trees, settings, _ = read_checkpoint(path)
     else:
         trees, settings = _read_file(path)
@@ -135,6 +138,19 @@ def load(path: str | Path) -> tuple[Params, State, Config]:
     except (ValueError, TypeError) as error:
         raise CheckpointError(str(error)) from error
     return params, state, cfg
+
+
+def _checkpoint_in(folder: Path) -> Path:
+    """The folder itself if it is a checkpoint, else the newest valid checkpoint of the run in it."""
+    if (folder / META).exists():
+        return folder
+    for place in (folder, folder / "checkpoints"):
+        path, problems = newest_valid(place)
+        for problem in problems:
+            warnings.warn(f"{problem} The one before it is taken.", stacklevel=3)
+        if path is not None:
+            return path
+    raise CheckpointError(f"{folder}: holds no checkpoint; give a folder with {META} in it, or one of a run.")
 
 
 def check_trees(what: str, params: Params, state: State, cfg: Config) -> None:

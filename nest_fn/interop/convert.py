@@ -6,13 +6,12 @@ files of the pure-PyTorch port (reference 11). Written: this library's formats a
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nest_fn.checkpoint.folder import digest_of
-from nest_fn.checkpoint.model_files import META, load, newest_valid, save, save_file
+from nest_fn.checkpoint.model_files import load, save, save_file
 from nest_fn.config import Compat, Config, ConfigError
 from nest_fn.config.writer import to_text
 from nest_fn.errors import CheckpointError
@@ -38,7 +37,7 @@ def read_any(path: str | Path, compat: Compat | None = None) -> tuple[Params, St
     """
     path = last_complete(path)
     if path.is_dir():
-        return _with_compat(load(_checkpoint_in(path)), compat)
+        return _with_compat(load(path), compat)
     with opened(path) as file:
         start = file.read(512)
     if start[:2] == b"\x1f\x8b" or start[257:262] == b"ustar":
@@ -117,19 +116,6 @@ def _read_pickled(path: Path, compat: Compat | None) -> tuple[Params, State, Con
         f"{path}: holds {held}; a model with its config is wanted: {{'state_dict', 'hyper_parameters'}} or "
         "{'model_state_dict', 'config'}."
     )
-
-
-def _checkpoint_in(folder: Path) -> Path:
-    """The folder itself if it is a checkpoint, else the newest valid checkpoint of the run in it."""
-    if (folder / META).exists():
-        return folder
-    for place in (folder, folder / "checkpoints"):
-        path, problems = newest_valid(place)
-        for problem in problems:
-            warnings.warn(f"{problem} The one before it is taken.", stacklevel=4)
-        if path is not None:
-            return path
-    raise CheckpointError(f"{folder}: holds no checkpoint; give a folder with {META} in it, or one of a run.")
 
 
 def _with_compat(model: tuple[Params, State, Config], compat: Compat | None) -> tuple[Params, State, Config]:

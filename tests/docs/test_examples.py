@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch.func import grad
 
-from nest_fn import load
+from nest_fn import Config, features, init, key, load, save
+from nest_fn.layers import random
 from nest_fn.layers.tree import flatten, tree_map
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,3 +108,18 @@ def test_a_trained_model_knows_the_pitch_better(tmp_path: Path) -> None:
     trained = features.main(str(tmp_path / "trained"))
     assert trained["log-mel"] == untrained["log-mel"]
     assert min(trained["layer 0"], trained["layer 1"]) > 0.1 + max(untrained.values())
+
+
+def test_an_upstream_of_s3prl(tmp_path: Path) -> None:
+    """What s3prl asks of an upstream: hidden states of waveforms of any lengths, their rate, trainable parameters."""
+    cfg = Config.preset("tiny")
+    save(tmp_path / "model", *init(key(0), cfg), cfg)
+    upstream = example("s3prl_upstream").UpstreamExpert(str(tmp_path / "model"), refresh=False)
+    wavs = [0.1 * random.normal(key(n), (n,)) for n in (40000, 31111, 300)]
+    hidden = upstream(wavs)["hidden_states"]
+    assert len(hidden) == 2 and upstream.get_downsample_rates("hidden_states") == 1280
+    for wav, row in zip(wavs, hidden[-1], strict=True):
+        (alone,), length = features(*load(tmp_path / "model")[:2], wav[None], torch.tensor([len(wav)]), cfg, [-1])
+        torch.testing.assert_close(row[: int(length)], alone[0, : int(length)], atol=1e-5, rtol=1e-5)
+    hidden[-1].square().mean().backward()
+    assert sum(leaf.grad is not None for leaf in upstream.parameters()) > 50
