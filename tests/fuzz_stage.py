@@ -57,6 +57,7 @@ class Stage:
             "verify": {"run": ["run"], "start": ["0"], "steps": ["2"], "overrides": []},
             "diff": {"first": ["run"], "second": ["run"], "overrides": []},
             "report": {"runs": ["run"], "out": ["out/new.html"], "utterances": ["0"]},
+            "study": {"study": ["study.yaml"], "folder": out, "array": ["out/new.sh"]},
             "data scan": {"folder": ["audio"], "manifest": ["out/new.jsonl"]},
             "data validate": {"manifest": data},
             "data stats": {"manifest": data},
@@ -126,6 +127,8 @@ def _good() -> None:
         known = {"speaker": f"s{number % 2}", "text": "ab"}
         lines.append({"audio_filepath": f"a{number}.wav", "duration": len(samples) / 16000, **known})
     write_manifest("m.jsonl", lines)
+    data = ", ".join(["data.train=m.jsonl", "data.valid=m.jsonl", *_TINY])
+    Path("study.yaml").write_text(f"config: tiny\noverrides: [{data}]\nseeds: [0]\narms: {{a: []}}\n")
     cfg = Config.preset("tiny", _TINY[:2])
     params, state = init(key(0), cfg)
     save_file("model.pt", params, state, cfg)

@@ -8,6 +8,7 @@ EXAMPLES = {
     "verify": "nest-fn verify runs/large --from 1000 --steps 50",
     "diff": "nest-fn diff runs/large runs/other --rerun trainer.device=cpu",
     "report": "nest-fn report runs/large runs/other --out report.html",
+    "study": "nest-fn study study.yaml --folder studies/masks",
     "data scan": "nest-fn data scan corpus/ corpus.jsonl --hash",
     "data validate": "nest-fn data validate train.jsonl valid.jsonl",
     "data stats": "nest-fn data stats train.jsonl",

@@ -110,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     from . import data as cli_data
     from . import finetune as cli_finetune
     from . import model as cli_model
+    from . import study as cli_study
 
     parser = option_types.Parser(prog="nest-fn", description="Self-supervised pre-training of speech encoders.",
                                      epilog=EPILOG)  # fmt: skip
@@ -121,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_model.add_commands(commands)
     cli_apply.add_commands(commands)
     cli_analyse.add_commands(commands)
+    cli_study.add_commands(commands)
     cli_finetune.add_commands(commands)
     add_command(commands, "doctor", _doctor, "is this machine ready", _doctor_arguments)
     add_command(commands, "bench", bench.run, "how fast is this machine", bench.add_arguments)

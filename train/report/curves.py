@@ -34,27 +34,34 @@ def accuracy_curve(records: Sequence[Record]) -> str:
 def _trained_and_validated(
     records: Sequence[Record], name: str, label: str, guess: Callable[[Record, bool], Values], guessed: str
 ) -> str:
+    several = len(records) > 1
     with drawing() as figure:
         axes = figure.subplots()
         for record, colour in zip(records, _cycle(len(records)), strict=True):
-            prefix = f"{record.name}: " if len(records) > 1 else ""
-            axes.plot(*record.series(name), color=colour, alpha=0.45, linewidth=1.0, label=f"{prefix}training")
+            trained, valid = record.series(name), record.series(name, True)
+            entry = "training" if not several else record.name if not record.valid else None
+            axes.plot(*trained, color=colour, alpha=0.45, linewidth=1.0, marker=_alone(trained), label=entry)
             if record.valid:
                 axes.plot(
-                    *record.series(name, True), color=colour, marker="o", markersize=3, label=f"{prefix}validation"
+                    *valid, color=colour, marker="o", markersize=3, label=record.name if several else "validation"
                 )
             _, bounds = guess(record, bool(record.valid))
             if bounds:  # of the validation data one number, for its masks are always the same
-                level, grey = median(bounds), GUESS if len(records) == 1 else colour
-                axes.axhline(level, color=grey, linestyle=":", label=f"{prefix}{guessed}")
+                level, entry = median(bounds), None if several else guessed
+                axes.axhline(level, color=colour if several else GUESS, linestyle=":", label=entry)
         axes.set(xlabel="updates", title=label)
         _within(axes, [value for r in records for valid in (False, True) for value in r.series(name, valid)[1]])
-        axes.legend(ncols=1 if len(records) < 3 else 2)
+        axes.legend()
         return to_svg(figure, label)
 
 
+def _alone(values: Values) -> str | None:
+    """A marker where one point makes no line."""
+    return "o" if len(values[0]) == 1 else None
+
+
 def _within(axes: Any, values: Sequence[float]) -> None:
-    """Limits that a single wild value does not set: up to the 99th percentile, doubled."""
+    """Limits that a single wild value does not set: up to the 95th percentile, doubled."""
     finite = sorted(value for value in values if isfinite(value))
     if len(finite) > 20 and finite[-1] > 3 * finite[int(0.95 * len(finite))]:
         axes.set_ylim(min(0.0, finite[0]), 2 * finite[int(0.95 * len(finite))])
@@ -62,16 +69,16 @@ def _within(axes: Any, values: Sequence[float]) -> None:
 
 def codebook_curve(records: Sequence[Record]) -> str:
     """Perplexity and share of the codes in use, over training."""
+    several = len(records) > 1
     with drawing() as figure:
         axes = figure.subplots()
         share = axes.twinx()
         share.grid(False)
         for record, colour in zip(records, _cycle(len(records)), strict=True):
-            prefix = f"{record.name}: " if len(records) > 1 else ""
-            axes.plot(*record.series("perplexity"), color=colour, label=f"{prefix}perplexity (left)")
-            share.plot(
-                *record.series("coverage"), color=colour, linestyle="--", alpha=0.6, label="share in use (right)"
-            )
+            perplexity, used = record.series("perplexity"), record.series("coverage")
+            entry = record.name if several else "perplexity (left)"
+            axes.plot(*perplexity, color=colour, marker=_alone(perplexity), label=entry)
+            share.plot(*used, color=colour, linestyle="--", alpha=0.6, label="share in use (right)")
         axes.set(xlabel="updates", title="codes of a window of training batches")
         axes.set_ylim(bottom=0)
         share.set_ylim(0, 1.02)
@@ -103,7 +110,8 @@ def gradient_curve(records: Sequence[Record]) -> str:
         axes = figure.subplots()
         for record, colour in zip(records, _cycle(len(records)), strict=True):
             steps, norms = record.series("grad_norm")
-            axes.plot(steps, norms, color=colour, linewidth=1.0, label=record.name if len(records) > 1 else "norm")
+            entry = record.name if len(records) > 1 else "norm"
+            axes.plot(steps, norms, color=colour, linewidth=1.0, marker=_alone((steps, norms)), label=entry)
             skipped = [step for step, count in zip(*record.series("skipped"), strict=True) if count]
             if skipped:
                 axes.plot(skipped, [1.0] * len(skipped), "x", color=colour, transform=axes.get_xaxis_transform(),
@@ -123,8 +131,11 @@ def rate_curve(records: Sequence[Record]) -> str:
     with drawing() as figure:
         rate, norm = figure.subplots(2, 1, sharex=True)
         for record, colour in zip(records, _cycle(len(records)), strict=True):
-            rate.plot(*record.series("lr"), color=colour)
-            norm.plot(*record.series("param_norm"), color=colour)
+            for axes, name in ((rate, "lr"), (norm, "param_norm")):
+                values = record.series(name)
+                axes.plot(*values, color=colour, marker=_alone(values))
+        for axes, name in ((rate, "lr"), (norm, "param_norm")):
+            _log_if_wide(axes, [record.series(name)[1] for record in records])
         rate.set(title="learning rate")
         norm.set(title="norm of all parameters", xlabel="updates")
         return to_svg(figure, "learning rate and parameter norm")
@@ -159,6 +170,13 @@ def time_bars(parts: dict[str, dict[str, float]]) -> str:
         axes.grid(axis="y", visible=False)
         axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
         return to_svg(figure, "time by part")
+
+
+def _log_if_wide(axes: Any, runs: Sequence[Sequence[float]]) -> None:
+    """A logarithmic scale where the runs are orders of magnitude apart."""
+    most = [max(finite) for values in runs if (finite := [v for v in values if isfinite(v) and v > 0])]
+    if most and max(most) > 100 * min(most):
+        axes.set_yscale("log")
 
 
 def _legend_once(axes: Any) -> None:

@@ -48,9 +48,11 @@ def learning_section(records: Sequence[Record]) -> str:
         page.figures(
             page.figure(
                 curves.loss_curve(begun),
-                "Dotted: guessing each token by its frequency, as the logarithm of the tokens' perplexity.",
+                "Faint: training. Dotted: guessing each token by its frequency (the logarithm of the perplexity).",
             ),
-            page.figure(curves.accuracy_curve(begun), "Dotted: always guessing the commonest masked token."),
+            page.figure(
+                curves.accuracy_curve(begun), "Faint: training. Dotted: always guessing the commonest masked token."
+            ),
         ),
         _last_numbers(begun),
     )
@@ -138,7 +140,8 @@ def optimisation_section(records: Sequence[Record]) -> str:
 
 def data_section(records: Sequence[Record], overrides: Sequence[str]) -> str:
     """Hours, durations and padding of each run's training data."""
-    parts = []
+    parts: list[str] = []
+    seen: dict[str, str] = {}  # names of runs by the digest of their data
     for record in records:
         try:
             cfg = record.cfg.override(*overrides) if overrides else record.cfg
@@ -146,7 +149,9 @@ def data_section(records: Sequence[Record], overrides: Sequence[str]) -> str:
         except (NestError, ConfigError, OSError) as error:
             parts.append(page.paragraph(f"{record.name}: the data cannot be read here: {error}", soft=True))
             continue
-        parts.append((f"<h3>{page.text(record.name)}</h3>" if len(records) > 1 else "") + _data(dataset))
+        name = seen.setdefault(dataset.digest, record.name)
+        told = _data(dataset) if name == record.name else page.paragraph(f"The same data in the same order as {name}.")
+        parts.append((f"<h3>{page.text(record.name)}</h3>" if len(records) > 1 else "") + told)
     return page.section("Data", *parts)
 
 
