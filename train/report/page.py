@@ -31,7 +31,7 @@ p, ul { margin: 0.4rem 0; max-width: 46rem; }
   overflow-wrap: anywhere; }
 .verdict .good { border-color: var(--good); }
 .verdict .bad { border-color: var(--bad); }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 0.8rem 1.6rem; }
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); gap: 0.8rem 1.6rem; }
 figure { margin: 0.4rem 0; min-width: 0; break-inside: avoid; }
 .wide { overflow-x: auto; }
 .wide svg { min-width: 38rem; }
@@ -41,7 +41,7 @@ table { border-collapse: collapse; font-size: 0.9rem; margin: 0.4rem 0; }
 th, td { text-align: left; vertical-align: top; padding: 0.25rem 0.9rem 0.25rem 0;
   border-bottom: 1px solid var(--line); }
 td { overflow-wrap: anywhere; }
-td:first-child { overflow-wrap: normal; }
+td:first-child { overflow-wrap: normal; min-width: 4.5rem; }
 th { font-weight: 600; white-space: nowrap; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 code, pre { font: 0.85rem/1.4 ui-monospace, "SF Mono", Menlo, "DejaVu Sans Mono", monospace; overflow-wrap: anywhere;

@@ -15,6 +15,8 @@ from .table import HEAD, Table, interval_text, pairing, rows, to_markdown
 
 CLEAR = 0.05  # adjusted p below which a difference is called clear
 _ACROSS = 3  # small multiples beside each other
+_TASK = ("data.augment.", "loss.", "masking.", "num_books=", "num_classes=", "preprocessor.", "quantizer.")
+"""Settings on which the measures of validation depend, whatever was learnt."""
 
 
 def study_page(study: Study, folder: Path, tables: Sequence[Table]) -> str:
@@ -44,11 +46,17 @@ def findings(study: Study, tables: Sequence[Table]) -> Iterator[str]:
     """What differs from the baseline, in words."""
     done = sum(len(arm.values) for arm in tables[0].arms) if tables else 0
     yield f"{done} of {len(study.tasks)} runs are finished and have {tables[0].measure if tables else 'a measure'}."
+    changed = sorted({start.rstrip(".=") for start in _TASK for own in study.arms.values() if _names(own, start)})
+    if changed:
+        yield (
+            f"Mind that the arms differ in {', '.join(changed)}, and that each is validated with its own: losses and "
+            "accuracies are then of different tasks, and do not say whose features are better."
+        )
     for table in tables:
         for arm in table.arms:
             if arm.difference is None or arm.ignoring_pairs is None:
                 continue
-            told = f"{table.measure}: {arm.name} is {arm.difference.mean:+.4g} from {table.baseline}"
+            told = f"{table.measure}: {arm.name} is {arm.difference.mean:+.3g} from {table.baseline}"
             if math.isnan(arm.difference.p):
                 yield f"{told}, of one seed only."
                 continue
@@ -61,6 +69,11 @@ def findings(study: Study, tables: Sequence[Table]) -> Iterator[str]:
             )
 
 
+def _names(overrides: Sequence[str], start: str) -> bool:
+    """Whether an override sets something below ``start``."""
+    return any(text.removeprefix("model.").startswith(start) for text in overrides)
+
+
 def _width(interval: tuple[float, float]) -> float:
     return interval[1] - interval[0]
 
@@ -68,7 +81,8 @@ def _width(interval: tuple[float, float]) -> float:
 def notes(study: Study, folder: Path) -> list[str]:
     """What the numbers are."""
     return [
-        "A value is a run's last one. Means and paired differences are over seeds; a difference is the arm minus the "
+        "A value is a run's last one; intervals are of 95 %. Means and differences are over seeds; a difference is the "
+        "arm minus the "
         f"baseline ({study.baseline}), seed by seed. {pairing(study, folder)}",
         "The bootstrap interval (percentile, over seeds) is too narrow for few seeds; Student's t interval of the "
         "paired differences is the one to trust. p is of the paired t test, adjusted by Holm's method over the arms "

@@ -103,12 +103,11 @@ def _data_digest(run: Path) -> str | None:
 
 
 def interval_text(interval: Interval) -> str:
-    """``[0.12, 0.34]``, or nothing where there is none."""
-    return "" if math.isnan(interval[0]) else f"[{interval[0]:.4g}, {interval[1]:.4g}]"
+    """``[0.123, 0.345]``, or nothing where there is none."""
+    return "" if math.isnan(interval[0]) else f"[{interval[0]:.3g}, {interval[1]:.3g}]"
 
 
-HEAD = ("arm", "seeds", "mean", "95 % bootstrap", "paired difference", "95 % bootstrap", "95 % paired t",
-        "95 % ignoring pairs", "p", "p (Holm)")  # fmt: skip
+HEAD = ("arm", "seeds", "mean", "bootstrap", "difference", "bootstrap", "paired t", "ignoring pairs", "p", "Holm")
 
 
 def rows(table: Table) -> Iterator[Sequence[str]]:
@@ -125,7 +124,7 @@ def rows(table: Table) -> Iterator[Sequence[str]]:
         else:
             known = not math.isnan(arm.difference.p)
             row += [
-                f"{arm.difference.mean:+.4g}", interval_text(arm.bootstrap_difference),
+                f"{arm.difference.mean:+.3g}", interval_text(arm.bootstrap_difference),
                 interval_text(arm.difference.interval), interval_text(arm.ignoring_pairs.interval),
                 f"{arm.difference.p:.3g}" if known else "", f"{arm.holm:.3g}" if known else "",
             ]  # fmt: skip

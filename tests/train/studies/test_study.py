@@ -15,6 +15,7 @@ import pytest
 
 from nest_fn.train.cli.main import main
 from nest_fn.train.report.record import read_record
+from nest_fn.train.studies.page import findings
 from nest_fn.train.studies.plan import Task, read_study
 from nest_fn.train.studies.table import collect, pairing
 from tests.train.conftest import Corpus
@@ -139,6 +140,7 @@ def test_a_grid(corpus: Corpus, tmp_path: Path) -> None:
     grid = "{masking.block_size: [24, 40], optim.lr: [1e-3, 2e-3], encoder.dropout: [0.1]}"
     study = read_study(written(tmp_path, corpus, "", grid=grid))
     assert next(iter(study.arms)) == "masking.block_size=24, optim.lr=0.001" and len(study.arms) == 4
+    assert "Mind that the arms differ in masking, " in " ".join(findings(study, collect(study, tmp_path)))
     cfg = study.cfg(study.tasks[3])
     assert (cfg.masking.block_size, cfg.optim.lr, cfg.encoder.dropout, cfg.trainer.seed) == (40, 2e-3, 0.1, 0)
 
