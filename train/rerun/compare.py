@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from math import inf, isfinite
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import torch
 
 from nest_fn.layers.types import Tensor
 
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 ROUNDING = 1e-3
 """Relative differences up to this can grow from rounding within some hundred steps; larger ones have another cause."""
 
@@ -89,5 +91,10 @@ def _relative(first: Any, second: Any) -> float:
 
 
 def changed_entries(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """``key: before -> after`` for each entry of two flat mappings that differs."""
-    return [f"{key}: {then.get(key)} -> {now.get(key)}" for key in {**then, **now} if then.get(key) != now.get(key)]
+    """``key: before -> after`` for each entry of two flat mappings that differs, digests by their first digits."""
+    other = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+    return [f"{key}: {_short(then.get(key))} -> {_short(now.get(key))}" for key in other]
+
+
+def _short(value: Any) -> Any:
+    return value[:12] if isinstance(value, str) and _DIGEST.fullmatch(value) else value

@@ -16,6 +16,7 @@ import pytest
 
 from nest_fn import Config, init, key
 from nest_fn.checkpoint.model_files import load, save, save_file
+from nest_fn.config.writer import to_text
 from nest_fn.errors import OutputError
 from nest_fn.files.lock import Lock
 from nest_fn.files.outputs import MARK, claim, written
@@ -57,9 +58,13 @@ WRITERS = {
     "data synth": Writer("data synth {out} --minutes 0.05", True),
     "demo": Writer("demo --folder {out}", True),
     "bench": Writer("bench step --case tiny:1x1 --rounds 1 --device cpu --out {out}.json", False),
+    "report": Writer("report {run} --utterances 0 --out {out}.html", False),
+    "study": Writer("study {study} --folder {out}", True),
+    "study as an array": Writer("study {study} --folder nowhere --array {out}.sh", False),
     "pretrain": Writer("pretrain -c tiny data.train={valid} trainer.max_steps=1 --folder {out}", True),
 }
-QUICK = [name for name in WRITERS if name not in ("data synth", "demo", "bench", "pretrain", "export")]
+WITHOUT_OVERWRITE = ("demo", "pretrain", "study", "study as an array")
+QUICK = [n for n in WRITERS if n not in ("data synth", "bench", "export", "report", *WITHOUT_OVERWRITE)]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +77,16 @@ def given(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     lines = [json.loads(line) for line in Path(corpus.valid).read_text().splitlines()]
     texts = [line | {"text": "a", "audio_filepath": str(audio / line["audio_filepath"])} for line in lines]
     (folder / "text.jsonl").write_text("".join(json.dumps(line) + "\n" for line in texts))
-    return {"model": str(folder / "model"), "valid": corpus.valid, "audio": str(audio), "text": f"{folder}/text.jsonl"}
+    (folder / "run").mkdir()
+    (folder / "run" / "config.yaml").write_text(to_text(cfg.to_dict()))
+    (folder / "study.yaml").write_text("config: tiny\narms: {a: []}\n")
+    own = {"run": str(folder / "run"), "study": str(folder / "study.yaml")}
+    return own | {
+        "model": str(folder / "model"),
+        "valid": corpus.valid,
+        "audio": str(audio),
+        "text": f"{folder}/text.jsonl",
+    }
 
 
 def suffix(name: str) -> str:
@@ -186,7 +200,7 @@ def test_what_stands_there_survives(
     with made:  # type: ignore[attr-defined]
         before = snapshot(tmp_path)
         for more in ([], ["--overwrite"]):
-            if more and name in ("demo", "pretrain"):
+            if more and name in WITHOUT_OVERWRITE:
                 continue
             code = main([*command(name, given, out), *more])
             told = capsys.readouterr().err.strip().splitlines()
