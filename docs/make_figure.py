@@ -11,7 +11,7 @@ import torch
 
 from nest_fn import Config, fold_in, key, log_mel
 from nest_fn.masking import draw_mask
-from nest_fn.train.data.corpus.audio import read_audio
+from nest_fn.train.data.audio_files.audio import read_audio
 
 
 def main(run: Path, out: Path) -> None:

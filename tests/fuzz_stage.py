@@ -20,8 +20,8 @@ from nest_fn.train.cli.main import main
 from nest_fn.train.ctc.model_files import Recogniser, save_recogniser
 from nest_fn.train.ctc.recogniser import Design, init_head
 from nest_fn.train.ctc.tokens import TokenList
+from nest_fn.train.data.audio_files.wav import write_wav
 from nest_fn.train.data.corpus.manifest import write_manifest
-from nest_fn.train.data.corpus.wav import write_wav
 
 ODD = (
     "pipe", "socket", "zero", "full", "folder", "loop", "dangling", "missing", "empty", "binary", "truncated.wav",

@@ -13,8 +13,8 @@ from itertools import islice
 import numpy as np
 
 from nest_fn.config import Config
+from nest_fn.train.data.audio_files.wav import write_wav
 from nest_fn.train.data.corpus.manifest import write_manifest
-from nest_fn.train.data.corpus.wav import write_wav
 from nest_fn.train.data.dataset import batches, open_dataset
 from tests.show_faults_stage import NOTHING, SMALL, STEPS, Row, Stage
 

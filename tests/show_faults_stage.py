@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from nest_fn.checkpoint.retention import newest_valid, step_path
+from nest_fn.train.data.audio_files.wav import write_wav
 from nest_fn.train.data.corpus.manifest import write_manifest
-from nest_fn.train.data.corpus.wav import write_wav
 from tests.train.conftest import voice
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from nest_fn import Config
 from nest_fn.layers import random
+from nest_fn.train.data.audio_files.wav import write_wav
 from nest_fn.train.data.corpus.manifest import write_manifest
-from nest_fn.train.data.corpus.wav import write_wav
 from nest_fn.train.data.dataset import batches, open_dataset
 from nest_fn.train.data.transfer import to_device
 from nest_fn.train.hash_rng import randint_below, random_words, stream_key

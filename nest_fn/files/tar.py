@@ -50,6 +50,9 @@ def tar_members(file: BinaryIO) -> list[Member]:
 def _headers(file: BinaryIO, total: int) -> Iterator[tarfile.TarInfo]:
     """Iterate over the headers of an archive of ``total`` bytes, up to the block of zeros at its end."""
     file.seek(0)
+    if file.read(2) == b"\x1f\x8b":
+        raise TarError("tar archive is compressed by gzip, so that members cannot be read in place (gunzip it)")
+    file.seek(0)
     if total == 0:
         raise TarError("tar archive is cut at byte 0: its end mark is missing")
     try:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from nest_fn.train.data.audio_files.wav import write_wav
 from nest_fn.train.data.corpus.manifest import write_manifest
-from nest_fn.train.data.corpus.wav import write_wav
 
 from .faults import entries, write_entries
 

@@ -17,8 +17,8 @@ from nest_fn.config import Config
 from nest_fn.config.training import DataConfig
 from nest_fn.extras import has_extra
 from nest_fn.layers import random
+from nest_fn.train.data.audio_files.wav import write_wav
 from nest_fn.train.data.corpus.manifest import write_manifest
-from nest_fn.train.data.corpus.wav import write_wav
 from nest_fn.train.data.dataset import Dataset, RawBatch, batches, open_dataset
 from nest_fn.train.data.synth.corpus import CorpusSpec, write_corpus
 from nest_fn.train.hash_rng import random_words, stream_key, uniform

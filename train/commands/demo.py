@@ -19,7 +19,7 @@ from nest_fn.frontend import log_mel
 from nest_fn.hidden_states import features
 from nest_fn.layers.types import Params, State, Tensor
 from nest_fn.model import init
-from nest_fn.train.data.corpus.audio import read_audio
+from nest_fn.train.data.audio_files.audio import read_audio
 from nest_fn.train.data.synth import PHONES, CorpusSpec, write_corpus
 from nest_fn.train.downstream.linear_probe import (
     UNKNOWN,

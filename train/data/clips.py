@@ -20,9 +20,9 @@ from nest_fn.layers.types import Tensor
 from nest_fn.train.errors import UsageError
 from nest_fn.train.hash_rng import randint_below, random_words, stream_key
 
-from .corpus.audio import read_audio
 from .corpus.manifest import load_manifest
 from .corpus.manifest_table import Manifest
+from .corpus.reading import read_entry
 from .corpus.thread_map import ordered_map
 
 _TRIES = 10
@@ -50,8 +50,8 @@ class ClipPool:
             first = int(self.start[clip]) + begin
             return self.memory[first : min(first + count, int(self.start[clip] + self.length[clip]))]
         count = min(count, int(self.length[clip]) - begin)
-        offset = float(self.manifest.offset[clip]) + begin / self.sample_rate
-        return _read(self.manifest, clip, self.config, self.sample_rate, offset, count / self.sample_rate)[:count]
+        seconds = begin / self.sample_rate, (begin + count) / self.sample_rate
+        return read_entry(self.manifest, clip, self.config, self.sample_rate, *seconds)[:count]
 
 
 def load_clips(files: Sequence[str], config: DataConfig, sample_rate: int = 16000) -> ClipPool:
@@ -63,8 +63,7 @@ def load_clips(files: Sequence[str], config: DataConfig, sample_rate: int = 1600
     held = int(np.searchsorted(np.cumsum(length) * 2, config.noise_budget_mb * _MIB, side="right"))
 
     def whole(clip: int) -> NDArray[np.int16]:
-        seconds = float(manifest.duration[clip])
-        return _read(manifest, clip, config, sample_rate, float(manifest.offset[clip]), seconds)
+        return read_entry(manifest, clip, config, sample_rate)
 
     clips = list(ordered_map(whole, range(held), workers=config.num_workers, ahead=64, name="noise pool"))
     length[:held] = [len(clip) for clip in clips]
@@ -88,16 +87,6 @@ def draw_noise(pool: ClipPool, word: NDArray[np.uint64], need: int) -> NDArray[n
         if crop[:_GLANCE].any() or crop.any():  # numpy's any looks at every sample: nearly always a glance is enough
             return crop
     return np.zeros(need, np.int16)
-
-
-def _read(
-    manifest: Manifest, clip: int, config: DataConfig, sample_rate: int, offset: float, duration: float
-) -> NDArray[np.int16]:
-    """Part of a clip as int16 mono."""
-    return read_audio(
-        manifest.source(clip), offset, duration, sample_rate=sample_rate, channel=config.channel,
-        resample=config.resample, tolerance=config.duration_tolerance, where=manifest.where(clip),
-    )  # fmt: skip
 
 
 def load_rirs(config: DataConfig, sample_rate: int = 16000) -> Tensor | None:

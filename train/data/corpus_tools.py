@@ -19,15 +19,17 @@ from nest_fn.files.outputs import claim, written
 from nest_fn.train.errors import DataError, UsageError
 from nest_fn.version import versions
 
+from .audio_files.audio import AUDIO_SUFFIXES, AudioInfo, audio_info, read_audio
 from .batch_plan import plan_epoch
 from .buckets import choose_shapes
-from .corpus.audio import AUDIO_SUFFIXES, AudioInfo, audio_info, read_audio
 from .corpus.manifest import load_manifest, write_manifest
 from .corpus.manifest_table import Manifest
+from .corpus.reading import read_entry
 from .corpus.shard_index import write_shards
 from .corpus.thread_map import ordered_map
 
 _FULL_SCALE = 32767
+_END = 0.01  # seconds at the end of a file that scan decodes: it is there, and the header is right
 _CLIPPED = 0.001  # an utterance with a larger fraction of full-scale samples counts as clipped
 
 
@@ -61,6 +63,9 @@ def scan(
     def examine(path: str) -> dict[str, Any] | str:
         try:
             info = audio_info(path)
+            read_audio(
+                path, max(0.0, info.duration - _END), channel="first", resample=False, sample_rate=info.sample_rate
+            )
             entry = {"audio_filepath": os.path.relpath(path, base).replace(os.sep, "/"), "duration": info.duration}
             entry |= {"sample_rate": info.sample_rate}
             entry |= {"num_channels": info.channels} if info.channels != 1 else {}
@@ -92,8 +97,11 @@ def _size(path: str) -> int:
         return -1
 
 
-def validate(files: Sequence[str], config: DataConfig, *, hashes: bool = False, shards: Sequence[str] = ()) -> Report:
-    """Decode every utterance; report all that a run would refuse (empty, truncated, NaN, ...), and wrong hashes.
+def validate(
+    files: Sequence[str], config: DataConfig, *, hashes: bool = False, shards: Sequence[str] = (),
+    sample_rate: int = 16000,
+) -> Report:  # fmt: skip
+    """Read every utterance as a run does; report all that one would refuse (empty, cut, NaN, ...), and wrong hashes.
 
     Raises ``DataError`` with the first 20 problems if lines of the manifest are invalid.
     """
@@ -101,7 +109,7 @@ def validate(files: Sequence[str], config: DataConfig, *, hashes: bool = False, 
 
     def examine(index: int) -> tuple[str | None, bool]:
         try:
-            _read(manifest, index, config)
+            read_entry(manifest, index, config, sample_rate)
             return _compare_hash(manifest, index) if hashes else (None, True)
         except DataError as error:
             return str(error), True
@@ -129,7 +137,7 @@ def stats(
     def examine(index: int) -> tuple[AudioInfo, float, bool] | None:
         try:
             info = audio_info(manifest.source(index), manifest.where(index))
-            clip = _read(manifest, index, config)
+            clip = read_entry(manifest, index, config, info.sample_rate if config.resample else sample_rate)
         except DataError:
             return None
         full = (clip >= _FULL_SCALE) | (clip <= -_FULL_SCALE)
@@ -177,16 +185,6 @@ def _plan_numbers(manifest: Manifest, config: DataConfig, sample_rate: int) -> d
         "shapes": [[int(rows), int(width)] for rows, width in zip(shapes.rows, shapes.width, strict=True)],
         "efficiency": plan.efficiency(length),
     }
-
-
-def _read(manifest: Manifest, index: int, config: DataConfig) -> np.ndarray[Any, np.dtype[np.int16]]:
-    """One utterance at the file's sample rate, so that it is examined unresampled; ``resample=False`` still applies."""
-    source, where = manifest.source(index), manifest.where(index)
-    rate = 16000 if not config.resample else audio_info(source, where).sample_rate
-    return read_audio(
-        source, float(manifest.offset[index]), float(manifest.duration[index]), sample_rate=rate,
-        channel=config.channel, resample=config.resample, tolerance=config.duration_tolerance, where=where,
-    )  # fmt: skip
 
 
 def _compare_hash(manifest: Manifest, index: int) -> tuple[str | None, bool]:

@@ -31,9 +31,9 @@ from nest_fn.train.hash_rng import copy_hash
 from .batch_plan import Plan, PlannedBatch, plan_epoch, plan_stream
 from .buckets import Shapes, choose_shapes
 from .clips import ClipPool, draw_noise, load_clips, noise_words
-from .corpus.audio import read_audio
 from .corpus.manifest import load_manifest
 from .corpus.manifest_table import Manifest
+from .corpus.reading import read_entry
 from .corpus.thread_map import ordered_map
 
 
@@ -208,11 +208,7 @@ def load_batch(dataset: Dataset, planned: PlannedBatch, epoch: int, number: int 
 def read_utterance(dataset: Dataset, index: int) -> NDArray[np.int16]:
     """One utterance, at least ``min_audio`` and at most its planned length: int16 ``[n]``. Raises ``DataError``."""
     manifest, config = dataset.manifest, dataset.config
-    clip = read_audio(
-        manifest.source(index), float(manifest.offset[index]), float(manifest.duration[index]),
-        sample_rate=dataset.sample_rate, channel=config.channel, resample=config.resample,
-        tolerance=config.duration_tolerance, where=manifest.where(index),
-    )[: int(dataset.length[index])]  # fmt: skip
+    clip = read_entry(manifest, index, config, dataset.sample_rate)[: int(dataset.length[index])]
     least = round(config.min_audio * dataset.sample_rate)
     if len(clip) >= least:
         return clip

@@ -18,7 +18,7 @@ from nest_fn.config import Config, DataConfig
 from nest_fn.interop.convert import read_any
 from nest_fn.layers.tree import tree_map
 from nest_fn.layers.types import Params, State, Tensor
-from nest_fn.train.data.corpus.audio import AUDIO_SUFFIXES, audio_info
+from nest_fn.train.data.audio_files.audio import AUDIO_SUFFIXES, audio_info
 from nest_fn.train.data.corpus_tools import audio_files
 from nest_fn.train.data.dataset import Dataset, batches, open_dataset
 from nest_fn.train.distributed.collectives import Ranks

@@ -20,7 +20,7 @@ from nest_fn.layers.types import Tensor
 from nest_fn.recording.mel import Read
 from nest_fn.recording.reach import encoder_reach
 from nest_fn.recording.windows import Piece
-from nest_fn.train.data.corpus.audio import read_audio
+from nest_fn.train.data.corpus.reading import read_entry
 from nest_fn.train.data.dataset import Dataset
 
 from .inference import ALONE, Job
@@ -70,7 +70,7 @@ def until_stopped(pieces: Iterator[Piece], frames: int, seconds: float, job: Job
         if now - reported > _REPORT_S:
             reported = now
             done = round(seconds * piece.begin / frames)
-            job.reporter.progress(done, round(seconds), {"recording_s": round(seconds)})
+            job.reporter.progress(done, round(seconds), {"seconds": done, "of_seconds": round(seconds)})
         yield piece
 
 
@@ -120,12 +120,8 @@ def _read_part(dataset: Dataset, index: int, first: int, count: int) -> NDArray[
 
     The part read begins at a whole second, where the samples of any two rates coincide.
     """
-    manifest, config, rate = dataset.manifest, dataset.config, dataset.sample_rate
+    rate = dataset.sample_rate
     begin = max(0, first // rate - _MORE)
-    end = min(-(-(first + count) // rate) + _MORE, float(manifest.duration[index]))
-    part = read_audio(
-        manifest.source(index), float(manifest.offset[index]) + begin, end - begin, sample_rate=rate,
-        channel=config.channel, resample=config.resample, tolerance=config.duration_tolerance,
-        where=manifest.where(index),
-    )  # fmt: skip
+    end = min(-(-(first + count) // rate) + _MORE, float(dataset.manifest.duration[index]))
+    part = read_entry(dataset.manifest, index, dataset.config, rate, begin, end)
     return part[first - begin * rate :][:count]

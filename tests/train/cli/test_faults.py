@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from nest_fn.layers import random
 from nest_fn.layers.tree import flatten
 from nest_fn.train.cli.main import main
-from nest_fn.train.data.corpus.wav import write_wav
+from nest_fn.train.data.audio_files.wav import write_wav
 from nest_fn.train.data.dataset import batches, open_dataset
 from nest_fn.train.data.transfer import to_device
 from nest_fn.train.step.step import init_train_state, make_step

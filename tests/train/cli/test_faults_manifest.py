@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from nest_fn.train.data.corpus.wav import write_wav
+from nest_fn.train.data.audio_files.wav import write_wav
 from tests.train.faults import Captured, entries, refused, train, write_entries
 
 CPU = torch.device("cpu")

@@ -87,15 +87,15 @@ def test_a_block_reads_what_its_lines_say_one_by_one(
         found, problems = [], LineProblems()
         for block in read_blocks(str(file), problems, size):
             columns = zip(block.names, block.offset, block.duration, block.shard, strict=True)
-            entries = [Entry(*values) for values in columns]
+            entries = [Entry(*values, block.channel.get(index, ())) for index, values in enumerate(columns)]
             found += list(zip(block.line, block.position.tolist(), entries, strict=True))
         assert problems == wanted
         assert [_comparable(entry) for entry in found] == [_comparable(entry) for entry in expected]
 
 
-def _comparable(found: tuple[int, int, Entry]) -> tuple[int, int, str, float, float | None, int]:
-    line, place, (name, offset, duration, shard) = found
-    return line, place, name, offset, None if math.isnan(duration) else duration, shard
+def _comparable(found: tuple[int, int, Entry]) -> tuple[int, int, str, float, float | None, object]:
+    line, place, (name, offset, duration, *others) = found
+    return line, place, name, offset, None if math.isnan(duration) else duration, others
 
 
 def test_a_line_beyond_the_limit_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

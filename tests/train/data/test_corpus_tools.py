@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from nest_fn.config.training import DataConfig
+from nest_fn.train.data.audio_files.wav import write_wav
 from nest_fn.train.data.corpus.manifest import load_manifest
-from nest_fn.train.data.corpus.wav import write_wav
 from nest_fn.train.data.corpus_tools import scan, shard, stats, validate
 from nest_fn.train.errors import DataError
 

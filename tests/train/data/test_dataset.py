@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from nest_fn.config.training import DataConfig
 from nest_fn.train.bench.loader import loader_rates, loader_throughput
+from nest_fn.train.data.audio_files.audio import read_audio
+from nest_fn.train.data.audio_files.wav import write_wav
 from nest_fn.train.data.clips import draw_noise, load_clips, noise_words
-from nest_fn.train.data.corpus.audio import read_audio
 from nest_fn.train.data.corpus.manifest import load_manifest, write_manifest
 from nest_fn.train.data.corpus.shard_index import write_shards
-from nest_fn.train.data.corpus.wav import write_wav
 from nest_fn.train.data.dataset import Dataset, RawBatch, batches, load_batch, open_dataset
 from nest_fn.train.errors import DataError, UsageError
 from tests.train.hanging import hanging

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nest_fn.train.data.audio_files.wav import write_wav
 from nest_fn.train.data.corpus.manifest import load_manifest, manifest_files, write_manifest
 from nest_fn.train.data.corpus.manifest_table import Manifest
-from nest_fn.train.data.corpus.wav import write_wav
 from nest_fn.train.errors import DataError
 
 DATA = Path(__file__).resolve().parents[4] / "shared" / "data"

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nest_fn.errors import OutputError
-from nest_fn.train.data.corpus.audio import read_audio
+from nest_fn.train.data.audio_files.audio import read_audio
+from nest_fn.train.data.audio_files.wav import Span, write_wav
 from nest_fn.train.data.corpus.manifest import load_manifest, write_manifest
 from nest_fn.train.data.corpus.shard_index import even_cuts, expand_pattern, index_shards, write_shards
 from nest_fn.train.data.corpus.tar import tar_members
-from nest_fn.train.data.corpus.wav import Span, write_wav
 from nest_fn.train.errors import DataError
 
 DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
@@ -123,7 +123,7 @@ def test_patterns() -> None:
     assert expand_pattern("{x,y}/{0..1}.tar") == ["x/0.tar", "x/1.tar", "y/0.tar", "y/1.tar"]
     assert expand_pattern("plain.tar") == ["plain.tar"]
     for bad in ("{5..2}", "{0..99999999999}", "{0..9999}{0..9999}"):
-        with pytest.raises(DataError, match="shards"):
+        with pytest.raises(DataError, match="range|names"):
             expand_pattern(bad)
 
 

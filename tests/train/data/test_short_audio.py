@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from nest_fn import Config, fold_in, init, key, loss
 from nest_fn.config.training import DataConfig
 from nest_fn.layers.tree import fill, flatten
-from nest_fn.train.data.corpus.wav import write_wav
+from nest_fn.train.data.audio_files.wav import write_wav
 from nest_fn.train.data.dataset import batches, open_dataset
 from nest_fn.train.errors import DataError
 from nest_fn.train.step.step import training_loss

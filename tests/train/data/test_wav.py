@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nest_fn.train.data.corpus.audio import audio_info, read_audio
-from nest_fn.train.data.corpus.wav import Span, read_wav, wav_info, write_wav
+from nest_fn.train.data.audio_files.audio import audio_info, read_audio
+from nest_fn.train.data.audio_files.wav import Span, read_wav, wav_info, write_wav
 from nest_fn.train.errors import DataError
 
 soundfile = pytest.importorskip("soundfile", reason="the optional package soundfile is the oracle")

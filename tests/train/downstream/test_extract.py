@@ -15,8 +15,8 @@ import torch
 from nest_fn import Config, features, init, key
 from nest_fn.checkpoint import model_files as checkpoint
 from nest_fn.train.cli.main import main
-from nest_fn.train.data.corpus.audio import read_audio
-from nest_fn.train.data.corpus.wav import write_wav
+from nest_fn.train.data.audio_files.audio import read_audio
+from nest_fn.train.data.audio_files.wav import write_wav
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -14,7 +14,7 @@ import pytest
 from nest_fn import Config, init, key
 from nest_fn.checkpoint import model_files as checkpoint
 from nest_fn.train.cli.main import main
-from nest_fn.train.data.corpus.wav import write_wav
+from nest_fn.train.data.audio_files.wav import write_wav
 from nest_fn.train.distributed.collectives import Ranks
 from nest_fn.train.downstream import extract as extraction
 from nest_fn.train.downstream import inference

@@ -12,7 +12,7 @@ import soundfile
 from nest_fn import Config, init, key
 from nest_fn.checkpoint import model_files as checkpoint
 from nest_fn.train.cli.main import main
-from nest_fn.train.data.corpus.wav import write_wav
+from nest_fn.train.data.audio_files.wav import write_wav
 from nest_fn.train.data.dataset import open_dataset, read_utterance
 
 LIMITED = ["encoder.att_context_size=[[8,4]]", "encoder.self_attention_model=rel_pos_local_attn"]

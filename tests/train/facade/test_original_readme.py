@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from nest_fn import Config, PureTorchSSLModel, create_optimizer
-from nest_fn.train.data.corpus.audio import read_audio
+from nest_fn.train.data.audio_files.audio import read_audio
 
 SHARED = Path(__file__).parents[4] / "shared"
 README, DATA = SHARED / "seed.md", SHARED / "data"

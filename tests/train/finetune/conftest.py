@@ -10,7 +10,7 @@ import pytest
 
 from nest_fn import Config, init, key
 from nest_fn.checkpoint import model_files as checkpoint
-from nest_fn.train.data.corpus.wav import write_wav
+from nest_fn.train.data.audio_files.wav import write_wav
 
 WORDS = {"ab": (400, 2500), "ba": (2500, 400), "b": (2500, 2500)}
 DROPOUT = ("encoder.dropout=0", "encoder.dropout_att=0", "encoder.dropout_pre_encoder=0")

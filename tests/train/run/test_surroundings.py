@@ -21,7 +21,7 @@ from nest_fn.extras import EXTRAS
 from nest_fn.layers.random import key
 from nest_fn.model import init
 from nest_fn.train.cli.main import main
-from nest_fn.train.data.corpus.wav import write_wav
+from nest_fn.train.data.audio_files.wav import write_wav
 from tests import unprivileged
 from tests.train.conftest import Corpus
 from tests.train.faults import write_entries

@@ -16,7 +16,7 @@ import torch
 from nest_fn.checkpoint.folder import read_checkpoint
 from nest_fn.layers.tree import flatten
 from nest_fn.train.cli.main import main
-from nest_fn.train.data.corpus.wav import write_wav
+from nest_fn.train.data.audio_files.wav import write_wav
 from nest_fn.train.errors import is_out_of_memory
 from tests.train.conftest import Corpus
 from tests.train.run.test_pretrain import checkpoints, metrics, words

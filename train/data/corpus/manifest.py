@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -22,13 +23,15 @@ from nest_fn.files.atomic import anything, atomic_write
 from nest_fn.files.quoting import clip
 from nest_fn.train.errors import DataError
 
-from .audio import Channel, audio_info
-from .columns import NumberBuilder, TextBuilder, TextColumn
+from ..audio_files.audio import Channel, audio_info
+from .columns import NumberBuilder, TextBuilder, TextColumn, compact, half_units
 from .crops import crop_long
-from .manifest_lines import EntryBlock, LineProblems, read_blocks
+from .manifest_lines import EntryBlock, LineProblems, inflated, read_blocks
 from .manifest_table import Manifest
-from .shard_index import ShardIndex, index_shards
+from .shard_index import ShardIndex, expand_pattern, index_shards
 from .thread_map import ordered_map
+
+_COMMA = re.compile(r",(?![^{}]*\})")  # not one inside of braces
 
 
 def load_manifest(
@@ -64,12 +67,16 @@ def load_manifest(
 
 
 def manifest_files(files: str | Path | Sequence[str | Path]) -> list[str]:
-    """Paths from one path, a list, or a string with commas. Raises ``DataError`` if there are none."""
+    """Paths from one path, a list, or a string with commas; ``m_{0..7}.jsonl`` and ``m__OP_0..7_CL_.jsonl`` are many.
+
+    Raises ``DataError`` if there are none.
+    """
     listed = [files] if isinstance(files, (str, Path)) else list(files)
     paths: list[str] = []
     for item in (os.fspath(entry) for entry in listed):
-        parts = [item] if os.path.exists(item) else [part.strip() for part in item.split(",")]
-        paths += [os.path.expanduser(part) for part in parts if part]
+        parts = [item] if os.path.exists(item) else [part.strip() for part in _COMMA.split(item)]
+        for part in filter(None, parts):
+            paths += [os.path.expanduser(name) for name in ([part] if os.path.exists(part) else expand_pattern(part))]
     if not paths:
         raise DataError("manifest: no file is named; set data.train")
     return paths
@@ -94,27 +101,41 @@ def _parse(paths: list[str], shards: ShardIndex | None) -> Manifest:
     offset, duration = NumberBuilder(np.float64), NumberBuilder(np.float64)
     file, line = NumberBuilder(np.int32), NumberBuilder(np.int32)
     position, member = NumberBuilder(np.int64), NumberBuilder(np.int64)
+    channel, channels = NumberBuilder(np.int32), dict[tuple[int, ...], int]([((), 0)])
+    texts = {path: text for path in paths if (text := inflated(path)) is not None}
     for number, path in enumerate(paths):
         before = len(names)
-        for block in read_blocks(path, problems):
+        for block in read_blocks(path, problems, text=texts.get(path)):
             names.extend(block.names)
             offset.extend(block.offset)
             duration.extend(block.duration)
             file.extend([number] * len(block.names))
             line.extend(block.line)
             position.extend(block.position)
-            member.extend(_members(path, block, shards, problems))
+            chosen = np.zeros(len(block.names), np.int32)
+            for index, named in block.channel.items():
+                chosen[index] = channels.setdefault(named, len(channels))
+            channel.extend(chosen)
+            own = number if shards is not None and len(shards.paths) == len(paths) else -1
+            member.extend(_members(path, block, shards, own, problems))
         if len(names) == before and not problems.total:
             problems.add("", f"manifest {path} holds no utterance; it is empty")
     problems.raise_any(f"manifest {', '.join(paths)}")
+    offsets, durations = offset.column(), duration.column()
     return Manifest(
-        tuple(paths), names.column(), offset.column(), duration.column(), file.column(), line.column(),
-        position.column(), member.column(), shards,
+        tuple(paths), names.column(), offsets, durations, file.column(), line.column(), position.column(),
+        member.column(), compact(half_units(offsets) + half_units(durations)), channel.column(), tuple(channels),
+        shards, texts,
     )  # fmt: skip
 
 
-def _members(path: str, block: EntryBlock, shards: ShardIndex | None, problems: LineProblems) -> NDArray[np.int64]:
-    """The members in ``shards`` that the lines of a block name; -1 where there are no shards."""
+def _members(
+    path: str, block: EntryBlock, shards: ShardIndex | None, own: int, problems: LineProblems
+) -> NDArray[np.int64]:
+    """The members in ``shards`` that the lines of a block name; -1 where there are no shards.
+
+    ``own`` is the shard of a manifest that is one of as many as there are shards, for names that several shards have.
+    """
     if shards is None:
         return np.full(len(block.names), -1, np.int64)
     found = shards.find_clear(block.names, block.shard)
@@ -153,7 +174,7 @@ def _read_headers(manifest: Manifest, channel: Channel, workers: int, title: str
     def measure(index: int) -> float | DataError:
         try:
             info = audio_info(manifest.source(index), manifest.where(index))
-            if channel == "error" and info.channels != 1:
+            if channel == "error" and info.channels != 1 and not manifest.channel[index]:
                 return DataError(f"{manifest.where(index)}: {info.channels} channels; set data.channel")
             left = info.duration - manifest.offset[index]
             return left if left > 0 else DataError(f"{manifest.where(index)}: offset is beyond {info.duration:.3f} s")

@@ -1,7 +1,7 @@
 """The lines of a manifest: JSON objects, one per utterance, read strictly; all bad lines are reported.
 
 ``audio_filepath`` (or ``audio_filename``) is required; ``duration`` and ``offset`` are seconds; ``shard_id`` is for tar
-shards; all other keys are kept as they are (reference 7.1).
+shards; ``channel`` is an index or a list of them; all other keys are kept as they are (reference 7.1).
 
 A million lines cost seconds: what a line of the usual form says is read quickly (``_usual``). Any other, be it good or
 bad, is read again by ``parse_line`` and ``_entry``, which know what is wrong with it.
@@ -9,13 +9,17 @@ bad, is read again by ``parse_line`` and ``_entry``, which know what is wrong wi
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import math
 import os
+import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +32,7 @@ _SHOWN = 20  # most problems that an error message lists
 BOM = b"\xef\xbb\xbf"  # may stand before the first line
 LONGEST = 1 << 22  # most bytes of a line
 BLOCK = 1 << 20  # bytes that are read at a time
+_GZIP = b"\x1f\x8b"  # how such a file begins
 _HUGE = 1e9  # seconds; larger numbers may be too large for a float
 _decode = json.JSONDecoder().raw_decode
 
@@ -39,6 +44,7 @@ class Entry(NamedTuple):
     offset: float  # seconds
     duration: float  # seconds; NaN: to be read from the file
     shard: int  # -1: not given
+    channel: tuple[int, ...] = ()  # indices; none: not given
 
 
 @dataclass
@@ -49,11 +55,14 @@ class EntryBlock:
     offset: list[float] = field(default_factory=list)  # seconds
     duration: list[float] = field(default_factory=list)  # seconds; NaN: to be read from the file
     shard: list[int] = field(default_factory=list)  # -1: not given
+    channel: dict[int, tuple[int, ...]] = field(default_factory=dict)  # of the utterances that name channels, by number
     line: list[int] = field(default_factory=list)  # from 1
     position: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # of the line in the file, bytes
 
     def add(self, entry: Entry, line: int) -> None:
         """Add an utterance at the end of the columns, all but ``position``."""
+        if entry[4]:
+            self.channel[len(self.names)] = entry[4]
         self.names.append(entry[0])
         self.offset.append(entry[1])
         self.duration.append(entry[2])
@@ -83,26 +92,54 @@ class LineProblems:
             raise DataError(f"{what}: {self.total} problems\n  " + "\n  ".join(self.lines) + more)
 
 
-def read_blocks(file: str, problems: LineProblems, size: int = BLOCK) -> Iterator[EntryBlock]:
-    """Yield the utterances of a manifest in order, ``size`` bytes at a time; bad lines are added to ``problems``.
+def inflated(file: str) -> bytes | None:
+    """The text of a manifest that gzip compressed, told by its first bytes; None for any other.
 
-    Raises ``DataError`` if the manifest cannot be read, or a line is too long.
+    Raises ``DataError`` if it cannot be read, or is damaged.
     """
+    with _told(file), open_plain(file) as stream:
+        if stream.read(2) != _GZIP:
+            return None
+        stream.seek(0)
+        try:
+            return gzip.decompress(stream.read())
+        except (EOFError, zlib.error) as error:
+            raise DataError(f"manifest {file}: its gzip data are damaged or cut ({error}); make it anew") from error
+
+
+def open_manifest(file: str, text: bytes | None) -> BinaryIO:
+    """A manifest's bytes: ``text``, where it has been ``inflated``, else the file's."""
+    return open_plain(file) if text is None else io.BytesIO(text)
+
+
+@contextmanager
+def _told(file: str) -> Iterator[None]:
+    """Raise a failed read as ``DataError`` that names the manifest."""
     try:
-        with open_plain(file) as stream:
-            first, position = 1, 0
-            while data := stream.read(size) + stream.readline(LONGEST + 1):
-                last = data[data.rfind(b"\n", 0, -1) + 1 :]
-                if len(last) > LONGEST:  # no other line can be, for it began in this block
-                    number = first + data.count(b"\n", 0, -1)
-                    raise DataError(f"{file}:{number}: the line is longer than {LONGEST} bytes: {_short(last)}")
-                block = _parse(data, file, first, problems)
-                block.position = _begins(data)[np.array(block.line, np.int64) - first] + position
-                yield block
-                first, position = first + data.count(b"\n"), position + len(data)
+        yield
     except OSError as error:
         reason = error.strerror or error
         raise DataError(f"manifest {file}: {reason}; looked for {Path(file).absolute()}") from error
+
+
+def read_blocks(
+    file: str, problems: LineProblems, size: int = BLOCK, text: bytes | None = None
+) -> Iterator[EntryBlock]:  # fmt: skip
+    """Yield the utterances of a manifest in order, ``size`` bytes at a time; bad lines are added to ``problems``.
+
+    ``text`` is as for ``open_manifest``. Raises ``DataError`` if the manifest cannot be read, or a line is too long.
+    """
+    with _told(file), open_manifest(file, text) as stream:
+        first, position = 1, 0
+        while data := stream.read(size) + stream.readline(LONGEST + 1):
+            last = data[data.rfind(b"\n", 0, -1) + 1 :]
+            if len(last) > LONGEST:  # no other line can be, for it began in this block
+                number = first + data.count(b"\n", 0, -1)
+                raise DataError(f"{file}:{number}: the line is longer than {LONGEST} bytes: {_short(last)}")
+            block = _parse(data, file, first, problems)
+            block.position = _begins(data)[np.array(block.line, np.int64) - first] + position
+            yield block
+            first, position = first + data.count(b"\n"), position + len(data)
 
 
 def _begins(data: bytes) -> NDArray[np.int64]:
@@ -147,7 +184,7 @@ def _usual(line: str) -> Entry | None:
     shard: Any = record.get("shard_id", 0)
     if not (type(name) is str and name.isascii() and name.strip()) or "\0" in name:
         return None
-    if type(shard) is not int or not 0 <= shard < 1 << 31:
+    if type(shard) is not int or not 0 <= shard < 1 << 31 or "channel" in record:
         return None
     shard = shard if "shard_id" in record else -1
     numbers = (type(duration) is float or type(duration) is int) and (type(offset) is float or type(offset) is int)
@@ -187,7 +224,7 @@ def _entry(record: dict[str, Any]) -> Entry:
         raise DataError(f"offset {offset} is negative; it is seconds from the start of the file")
     if duration <= 0:
         raise DataError(f"duration {duration} is not positive; leave it out to have it read from the file")
-    return Entry(name, offset, duration, _shard(record.get("shard_id")))
+    return Entry(name, offset, duration, _shard(record.get("shard_id")), _channels(record.get("channel")))
 
 
 def _check_name(name: object) -> None:
@@ -226,6 +263,19 @@ def _shard(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 31:
         raise DataError(f"shard_id is {_short(value)}, a number from 0 is wanted")
     return value
+
+
+def _channels(value: object) -> tuple[int, ...]:
+    """The channels of a line: an index, or a list of indices whose mean is read. A text is a label of the user's own.
+
+    Raises ``DataError``.
+    """
+    if value is None or (isinstance(value, str) and not value.strip().lstrip("-").isdigit()):
+        return ()
+    given = value if isinstance(value, list) else [value]
+    if not given or not all(type(one) is int and 0 <= one < 1024 for one in given):
+        raise DataError(f"channel is {_short(value)}, an index from 0 or a list of such is wanted")
+    return tuple(given)
 
 
 def _short(value: object) -> str:

@@ -1,15 +1,17 @@
 """A loaded manifest: the utterances as columns, so that a million of them take less than 100 MB.
 
 An utterance's id is its path relative to the common folder of all manifests, with offset and duration to the
-millisecond: it does not change when the dataset moves, and all random draws for an utterance are keyed by its hash.
-Keys of a line that training does not need are read from the file again when they are asked for.
+millisecond and the channels that its line names: it does not change when the dataset moves, and all random draws for
+an utterance are keyed by its hash. Keys of a line that training does not need are read from the file again when they
+are asked for; the text of a compressed manifest is kept for that.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,10 @@ from nest_fn.files.inputs import open_plain, read_plain
 from nest_fn.train.errors import DataError
 from nest_fn.train.hash_rng import utterance_hashes
 
+from ..audio_files.wav import Source
 from .columns import TextColumn, compact
-from .manifest_lines import BOM, parse_line
+from .manifest_lines import BOM, open_manifest, parse_line
 from .shard_index import ShardIndex
-from .wav import Source
 
 _ROWS = 4096  # utterances whose ids are in memory at a time
 
@@ -41,7 +43,11 @@ class Manifest:
     line: NDArray[np.int32]  # from 1
     position: NDArray[Any]  # of the line in its file, bytes
     member: NDArray[Any]  # number in ``shards``; -1: a plain file
+    rounding: NDArray[Any]  # seconds: half a unit of the last decimal of a line's offset and duration
+    channel: NDArray[Any]  # number in ``channels``; 0: the line names none
+    channels: tuple[tuple[int, ...], ...] = ((),)  # all choices of channels that lines make
     shards: ShardIndex | None = None
+    texts: Mapping[str, bytes] = field(default_factory=dict)  # of manifests that are compressed, by path
     dropped: tuple[tuple[str, int], ...] = ()  # filter rule, and the number of utterances that it dropped
     cropped: int = 0  # utterances that were divided into crops
 
@@ -68,7 +74,8 @@ class Manifest:
 
     def identity(self, index: int) -> str:
         """The utterance's id."""
-        return f"{self.relative_path(index)}@{self.offset[index]:.3f}+{self.duration[index]:.3f}"
+        span = f"{self.relative_path(index)}@{self.offset[index]:.3f}+{self.duration[index]:.3f}"
+        return span + self._suffixes[self.channel[index]]
 
     @property
     def utterance(self) -> NDArray[np.int64]:
@@ -89,6 +96,9 @@ class Manifest:
             paths = map(self._relative, self.names.block(first, first + _ROWS), self.file[rows].tolist())
             spans = list(zip(self.offset[rows].tolist(), self.duration[rows].tolist(), strict=True))
             ids = [f"{path}@{begin:.3f}+{length:.3f}" for path, (begin, length) in zip(paths, spans, strict=True)]
+            if len(self.channels) > 1:
+                marks = [self._suffixes[number] for number in self.channel[rows].tolist()]
+                ids = [name + mark for name, mark in zip(ids, marks, strict=True)]
             utterance[rows] = utterance_hashes(ids)
             lines = [f"{name}\t{begin!r}\t{length!r}\n" for name, (begin, length) in zip(ids, spans, strict=True)]
             hasher.update("".join(lines).encode("utf-8", "surrogatepass"))
@@ -98,7 +108,7 @@ class Manifest:
         """All keys of an utterance's line (speaker, text, label, ...), read from the manifest. Raises ``DataError``."""
         path = self.files[self.file[index]]
         try:
-            with open_plain(path) as stream:
+            with open_manifest(path, self.texts.get(path)) as stream:
                 stream.seek(int(self.position[index]))
                 return parse_line(stream.readline().removeprefix(BOM))
         except (OSError, DataError) as error:
@@ -127,6 +137,8 @@ class Manifest:
             line=self.line[indices],
             position=compact(self.position[indices]),
             member=compact(self.member[indices]),
+            rounding=self.rounding[indices],
+            channel=compact(self.channel[indices]),
         )
 
     def _relative(self, name: str, file: int) -> str:
@@ -139,6 +151,11 @@ class Manifest:
             return name[len(self._inside) :]
         joined: str = self._prefixes[file] + name
         return os.path.normpath(joined) if "./" in joined or "//" in joined else joined
+
+    @cached_property
+    def _suffixes(self) -> list[str]:
+        """What the channels of an utterance add to its id."""
+        return ["" if not chosen else "#" + ",".join(map(str, chosen)) for chosen in self.channels]
 
     @cached_property
     def _folders(self) -> list[str]:

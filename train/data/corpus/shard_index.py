@@ -26,10 +26,10 @@ from nest_fn.train.errors import DataError
 from nest_fn.train.hash_rng import utterance_hashes
 from nest_fn.version import versions
 
+from ..audio_files.wav import Span
 from .columns import NumberBuilder, TextBuilder, TextColumn, compact
 from .tar import tar_members
 from .thread_map import ordered_map
-from .wav import Span
 
 if TYPE_CHECKING:
     from .manifest_table import Manifest
@@ -53,12 +53,12 @@ def expand_pattern(pattern: str) -> list[str]:
         parts = listed.split(",")
     else:
         if int(last) < int(first) or int(last) - int(first) >= _MAX_SHARDS:
-            raise DataError(f"shards {pattern!r}: the range {first}..{last} is empty or above {_MAX_SHARDS}")
+            raise DataError(f"files {pattern!r}: the range {first}..{last} is empty or above {_MAX_SHARDS}")
         width = len(first) if first.startswith("0") else 0
         parts = [str(number).zfill(width) for number in range(int(first), int(last) + 1)]
     tails = expand_pattern(pattern[match.end() :])
     if len(parts) * len(tails) > _MAX_SHARDS:
-        raise DataError(f"shards {pattern!r}: more than {_MAX_SHARDS} names")
+        raise DataError(f"files {pattern!r}: more than {_MAX_SHARDS} names")
     return [pattern[: match.start()] + part + tail for part in parts for tail in tails]
 
 
@@ -74,8 +74,11 @@ class ShardIndex:
     hashes: NDArray[np.int64]  # of all names, sorted; two names of one hash are as rare as two utterances of one
     number: NDArray[Any]  # the member's for each of ``hashes``
 
-    def find(self, name: str, shard: int = -1) -> int:
-        """The number of the member ``name``, in any shard or in the given one. Raises ``DataError``."""
+    def find(self, name: str, shard: int = -1, own: int = -1) -> int:
+        """The number of the member ``name``, in any shard or in the given one. Raises ``DataError``.
+
+        Where no shard is given and several have the name, that of shard ``own`` is meant, if there is one.
+        """
         if shard >= len(self.paths):
             raise DataError(f"shard_id {shard} asked, there are {len(self.paths)} shards")
         member = name.removeprefix("./")

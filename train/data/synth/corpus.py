@@ -18,7 +18,7 @@ import numpy as np
 
 from nest_fn.files.atomic import anything, atomic_write
 from nest_fn.files.outputs import begin, claim, finish
-from nest_fn.train.data.corpus.wav import write_wav
+from nest_fn.train.data.audio_files.wav import write_wav
 
 from .keys import generator
 from .noise import KINDS, coloured, noise

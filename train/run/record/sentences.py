@@ -8,7 +8,7 @@ from typing import Any
 
 def sentence(line: Mapping[str, Any], total: int, eta: float | None) -> str:
     """A line of ``metrics.jsonl`` in words, with the seconds still to go."""
-    if "of" in line:
+    if "of" in line or "of_seconds" in line:
         return _of_an_application(line, eta)
     if "cer" in line.get("valid", {}) or ("valid" not in line and "accuracy" not in line):
         return _of_a_recogniser(line, total, eta)
@@ -29,7 +29,10 @@ def sentence(line: Mapping[str, Any], total: int, eta: float | None) -> str:
 
 
 def _of_an_application(line: Mapping[str, Any], eta: float | None) -> str:
-    """A trained model applied to audio."""
+    """A trained model applied to audio: to many utterances, or to a long one."""
+    if "of_seconds" in line:
+        text = f"{line['seconds']:,} of {line['of_seconds']:,} s of a recording"
+        return text if eta is None else f"{text}  {clock(eta)} to go"
     text = f"{line['utterances']:,} of {line['of']:,} utterances  {line['audio_seconds_per_second']:.0f} audio-s/s"
     return text if eta is None else f"{text}  {clock(eta)} to go"
 

@@ -1,13 +1,11 @@
 """Reads an audio file, or a part of it, as int16 mono at a given sample rate.
 
-WAV is read by ``wav.py``; FLAC, Ogg and MP3 by the optional package soundfile. Integer samples of more than 16 bits
-lose their low bits; float samples are scaled by 2^15, rounded and clipped. Only the requested part is decoded.
+WAV of PCM or float samples is read by ``wav.py``, all else by ``other_formats.py``. Integer samples of more than 16
+bits lose their low bits; float samples are scaled by 2^15, rounded and clipped. Only the requested part is decoded.
 """
 
 from __future__ import annotations
 
-import io
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -20,20 +18,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nest_fn.audio.functions import resampler
-from nest_fn.extras import load_extra
+from nest_fn.extras import has_extra
 from nest_fn.files.inputs import open_plain
-from nest_fn.train.errors import DataError, UsageError
+from nest_fn.train.errors import DataError
 
-from .wav import IEEE_FLOAT, Source, Span, read_wav, wav_info
+from .other_formats import SUFFIXES, decode, frames_of, open_other
+from .wav import IEEE_FLOAT, Source, Span, UnreadWav, WavInfo, read_wav, wav_info
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3")
+AUDIO_SUFFIXES = (".wav", *SUFFIXES)
 
-Channel: TypeAlias = Literal["error", "mix", "first"] | int
-"""How files with several channels are read: as an error, their mean, the first, or the channel of this index."""
+Channel: TypeAlias = Literal["error", "mix", "first"] | int | tuple[int, ...]
+"""How several channels are read: as an error, their mean, the first, that of an index, the mean of those of indices."""
 
 _MP3_TOLERANCE = 0.5  # seconds: decoders disagree on the length of an MP3 file by the encoder's delay
 _TOLERANCE = 2  # frames at the file's rate
-_BLOCK = 1 << 24  # frames decoded at a time
 _MIN_RATE = 1000  # Hz
 
 
@@ -52,15 +50,25 @@ class AudioInfo(NamedTuple):
 
 
 def audio_info(source: Source, where: str = "") -> AudioInfo:
-    """Read a file's header. Raises ``DataError`` that names the file and ``where`` (the manifest and line)."""
+    """Read a file's header, and count the frames where it does not.
+
+    Raises ``DataError`` that names the file and ``where`` (the manifest and line), also for a file without samples.
+    """
     with _named(source, where):
-        if _is_wav(source):
-            info = wav_info(source)
+        info = _wav_header(source)
+        if info is not None:
             _check_whole(info.frames, info.declared_frames)
             subtype = f"{'FLOAT' if info.tag == IEEE_FLOAT else 'PCM'}_{info.bits}"
-            return AudioInfo(info.frames, info.sample_rate, info.channels, f"WAV/{subtype}")
-        with _soundfile(source) as file:
-            return AudioInfo(file.frames, file.samplerate, file.channels, f"{file.format}/{file.subtype}")
+            return _not_empty(AudioInfo(info.frames, info.sample_rate, info.channels, f"WAV/{subtype}"))
+        with open_other(source) as file:
+            name = f"{file.format}/{file.subtype}"
+            return _not_empty(AudioInfo(frames_of(file), file.samplerate, file.channels, name))
+
+
+def _not_empty(info: AudioInfo) -> AudioInfo:
+    if info.frames == 0:
+        raise DataError("the file is empty: its header is followed by no samples; leave it out")
+    return info
 
 
 def read_audio(
@@ -72,17 +80,18 @@ def read_audio(
     channel: Channel = "error",
     resample: bool = True,
     tolerance: float | None = None,
+    rounding: float = 0.0,
     where: str = "",
 ) -> NDArray[np.int16]:
     """Seconds ``[offset, offset + duration)`` of a file as int16 ``[N]``; ``duration=None`` reads to the end.
 
     Both ends are rounded to the nearest frame. A file that ends more than ``tolerance`` seconds too early is an error
-    (``None``: two frames, for MP3 0.5 s); within the tolerance the result is as short as the file. ``where`` is the
-    manifest and line, for messages (``train.jsonl:12``). Raises ``DataError``, and ``UsageError`` if soundfile is
-    needed and missing.
+    (``None``: two frames, for MP3 0.5 s, and ``rounding`` seconds by which offset and duration may be off); within the
+    tolerance the result is as short as the file. ``where`` is the manifest and line, for messages (``train.jsonl:12``).
+    Raises ``DataError``, and ``UsageError`` if soundfile is needed and missing.
     """
     with _named(source, where):
-        frames, rate = _read_frames(source, offset, duration, tolerance)
+        frames, rate = _read_frames(source, offset, duration, tolerance, rounding)
         mono = _one_channel(frames, channel)
         if rate == sample_rate:
             return _to_int16(mono)
@@ -95,28 +104,23 @@ def read_audio(
 
 
 def _read_frames(
-    source: Source, offset: float, duration: float | None, tolerance: float | None
+    source: Source, offset: float, duration: float | None, tolerance: float | None, rounding: float
 ) -> tuple[NDArray[Any], int]:
     """The requested frames, ``[n, channels]``, and their rate in Hz."""
-    if _is_wav(source):
-        info = wav_info(source)
+    info = _wav_header(source)
+    if info is not None:
         start, count = _range(offset, duration, info.sample_rate)
         frames, _ = read_wav(source, start, count)
         if count is None:
             _check_whole(info.frames, info.declared_frames)
-        _check_length(len(frames), start, count, info.sample_rate, tolerance)
+        _check_length(len(frames), start, count, info.sample_rate, _allowed(tolerance, rounding, info.sample_rate))
         return frames, info.sample_rate
-    with _soundfile(source) as file:
+    with open_other(source) as file:
         start, count = _range(offset, duration, file.samplerate)
-        if start >= file.frames:
-            raise DataError(f"offset {offset} s is beyond its end at {file.frames / file.samplerate:.3f} s")
-        if start:
-            file.seek(start)
-        expected = count if count is not None else file.frames - start
-        frames = _decode(file, expected)
+        frames, expected = decode(file, start, count)
         if tolerance is None and file.format in ("MP3", "MPEG"):
             tolerance = _MP3_TOLERANCE
-        _check_length(len(frames), start, expected, file.samplerate, tolerance)
+        _check_length(len(frames), start, expected, file.samplerate, _allowed(tolerance, rounding, file.samplerate))
         return frames, file.samplerate
 
 
@@ -126,27 +130,17 @@ def _range(offset: float, duration: float | None, rate: int) -> tuple[int, int |
     return start, None if duration is None else round((offset + duration) * rate) - start
 
 
-def _decode(file: Any, remaining: int) -> NDArray[Any]:
-    """The next frames of an open file, ``[n, channels]``: integers as int16, lossy and float formats as float32.
-
-    They are read in blocks, since the number ``remaining`` may come from a wrong header.
-    """
-    kind = "int16" if file.subtype.startswith("PCM") else "float32"
-    blocks: list[NDArray[Any]] = []
-    while remaining > 0 and (not blocks or len(blocks[-1]) == _BLOCK):
-        blocks.append(file.read(min(remaining, _BLOCK), dtype=kind, always_2d=True))
-        remaining -= len(blocks[-1])
-    if len(blocks) == 1:
-        return blocks[0]
-    return np.concatenate(blocks) if blocks else np.empty((0, file.channels), kind)
+def _allowed(tolerance: float | None, rounding: float, rate: int) -> float:
+    """Seconds by which a file may end too early."""
+    return _TOLERANCE / rate + rounding if tolerance is None else tolerance
 
 
-def _check_length(got: int, start: int, expected: int | None, rate: int, tolerance: float | None) -> None:
+def _check_length(got: int, start: int, expected: int | None, rate: int, tolerance: float) -> None:
     """Raise ``DataError`` for a file that ends too early."""
     if got == 0:
         raise DataError(f"no samples at {start / rate:.3f} s; the file is empty or ends before that")
     missing = (expected or 0) - got
-    if missing > (_TOLERANCE if tolerance is None else tolerance * rate):
+    if missing > tolerance * rate + 1e-6:
         raise DataError(
             f"{expected} frames wanted from {start / rate:.3f} s on, {got} are there ({missing / rate:.3f} s missing); "
             "the file is cut or the manifest's duration is wrong; repair it or set data.duration_tolerance"
@@ -159,44 +153,25 @@ def _check_whole(frames: int, declared: int) -> None:
         raise DataError(f"the header declares {declared} frames, {frames} are there; the file is cut")
 
 
-def _is_wav(source: Source) -> bool:
-    """Whether the first four bytes are WAV's, whatever the suffix. Raises ``DataError`` for a shorter file."""
+def _wav_header(source: Source) -> WavInfo | None:
+    """The header of a file that ``wav.py`` reads, by its content and not its suffix; None for one that soundfile reads.
+
+    Raises ``DataError`` for a file that is cut.
+    """
     path, start = (source.path, source.start) if isinstance(source, Span) else (source, 0)
     with open_plain(path) as file:
         file.seek(start)
         magic = file.read(4)
     if len(magic) < 4:
         raise DataError(f"the file has {len(magic)} bytes")
-    return magic == b"RIFF"
-
-
-@contextmanager
-def _soundfile(source: Source) -> Iterator[Any]:
-    """An open ``soundfile.SoundFile``; a tar member is read into memory first."""
-    soundfile = _import_soundfile()
-    target: object = os.fsencode(source) if not isinstance(source, Span) else io.BytesIO(_span_bytes(source))
+    if magic != b"RIFF":
+        return None
     try:
-        with soundfile.SoundFile(target) as file:
-            if file.samplerate < 1 or file.channels < 1:
-                raise DataError(f"the header says {file.channels} channels at {file.samplerate} Hz")
-            yield file
-    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a headerless format, which needs parameters
-        raise DataError(f"cannot be decoded: {error}") from error
-
-
-def _import_soundfile() -> Any:
-    """The optional package that reads all formats other than WAV."""
-    try:
-        return load_extra("soundfile")
-    except ImportError as error:
-        raise UsageError(f"only WAV is read without soundfile: {error}") from error
-
-
-def _span_bytes(span: Span) -> bytes:
-    """The bytes of a tar member, fewer if the archive is truncated."""
-    with open_plain(span.path) as file:
-        file.seek(span.start)
-        return file.read(min(span.size, os.fstat(file.fileno()).st_size))
+        return wav_info(source)
+    except UnreadWav:
+        if has_extra("soundfile"):
+            return None
+        raise
 
 
 @contextmanager
@@ -236,11 +211,13 @@ def _one_channel(frames: NDArray[Any], channel: Channel) -> NDArray[Any]:
         return _mix(frames)
     if channel == "error":
         raise DataError(f"{channels} channels, one wanted; set data.channel to mix, first or the index of a channel")
-    if not isinstance(channel, int) or not 0 <= channel < channels:
+    chosen = channel if isinstance(channel, tuple) else (channel,)
+    if not chosen or not all(isinstance(one, int) and 0 <= one < channels for one in chosen):
         raise DataError(
-            f"channel {channel!r} asked of {channels}; data.channel is error, mix, first or an index from 0"
+            f"channel {channel!r} asked of {channels}; data.channel is error, mix, first or an index from 0, a line's "
+            "channel an index or a list of them"
         )
-    return frames[:, channel]
+    return frames[:, chosen[0]] if len(chosen) == 1 else _mix(frames[:, list(chosen)])
 
 
 def _mix(frames: NDArray[Any]) -> NDArray[Any]:

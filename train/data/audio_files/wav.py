@@ -36,6 +36,11 @@ class Span(NamedTuple):
 Source: TypeAlias = str | Path | Span
 """The location of one audio file's bytes."""
 
+
+class UnreadWav(DataError):
+    """A WAV file whose samples are of a type that is not read here: mu-law, A-law, ADPCM, ..."""
+
+
 PCM, IEEE_FLOAT, EXTENSIBLE = 0x0001, 0x0003, 0xFFFE
 _GUID_TAIL = bytes.fromhex("000000001000800000aa00389b71")  # of every SubFormat that begins with a plain format tag
 _SAMPLE_TYPES = {(PCM, 8): "u1", (PCM, 16): "<i2", (PCM, 24): "u1", (PCM, 32): "<i4"}
@@ -138,14 +143,14 @@ def _format(body: bytes, name: str) -> WavInfo:
     tag, channels, rate, _, block, bits = struct.unpack("<HHIIHH", body[:16])
     if tag == EXTENSIBLE:
         if len(body) < 40 or body[26:40] != _GUID_TAIL:
-            raise DataError(f"wav: {name}: its extensible format is cut or unknown; convert it to PCM")
+            raise UnreadWav(f"wav: {name}: its extensible format is cut or unknown; convert it to PCM")
         tag = int.from_bytes(body[24:26], "little")
     if not 1 <= channels <= _MAX_CHANNELS or not 1 <= rate <= _MAX_RATE:
         raise DataError(f"wav: {name}: the header says {channels} channels at {rate} Hz, which cannot be")
     if (tag, bits) not in _SAMPLE_TYPES or block * 8 != channels * bits:
-        raise DataError(
-            f"wav: {name}: format tag {tag} with {bits} bits in blocks of {block} bytes is not read; "
-            "convert it to PCM of 8, 16, 24 or 32 bits or float of 32 or 64"
+        raise UnreadWav(
+            f"wav: {name}: format tag {tag} with {bits} bits in blocks of {block} bytes is not read "
+            "without soundfile; install nest-fn[audio], or convert it to PCM of 8 to 32 bits or float of 32 or 64"
         )
     return WavInfo(tag, channels, rate, bits, 0, 0, 0)
 
