@@ -88,14 +88,16 @@ class TokenList:
         return {token: number for number, token in enumerate(self.tokens, start=1)}
 
     @cached_property
-    def _longest(self) -> int:
-        return max(map(len, self.tokens))
+    def _lengths(self) -> list[int]:
+        """Lengths that tokens have, the longest first."""
+        return sorted(set(map(len, self.tokens)), reverse=True)
 
     def _divided(self, text: str) -> list[tuple[int, str]]:
         """Numbers and parts of a text; 0 for a character that begins no token."""
         parts, place = [], 0
         while place < len(text):
-            pieces = (text[place : place + length] for length in range(self._longest, 0, -1))
+            left = len(text) - place
+            pieces = (text[place : place + length] for length in self._lengths if length <= left)
             part = next((piece for piece in pieces if piece in self._number), text[place])
             parts.append((self._number.get(part, BLANK), part))
             place += len(part)
