@@ -82,7 +82,7 @@ def as_markdown(keys: Sequence[ConfigKey]) -> str:
             head = "| key | type | default | unit | range | meaning |"
             lines += ["", f"## {heading}", "", head, "|---|---|---|---|---|---|"]
         cells = (f"`{name}`", f"`{key.type}`", f"`{key.default}`", key.unit, key.range, key.meaning)
-        lines.append(f"| {' | '.join(_escaped(cell) for cell in cells)} |")
+        lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
     return "\n".join(lines).strip() + "\n"
 
 
@@ -133,12 +133,12 @@ def _comment(line: str) -> str:
 
 
 def _type(hint: Any) -> str:
-    """A type in short: ``int | null``, ``error | mix | first | int``, ``list of float``."""
+    """A type in short: ``int or null``, ``error or mix or first or int``, ``list of float``."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
-        return " | ".join(inner)
+        return " or ".join(inner)
     if origin in (typing.Union, types.UnionType):
-        return " | ".join(_type(one) for one in inner)
+        return " or ".join(_type(one) for one in inner)
     if origin is tuple:
         inner = inner[:1] if inner[-1] is Ellipsis else inner
         return f"list of {_type(inner[0])}" if len(inner) == 1 else f"[{', '.join(_type(one) for one in inner)}]"
@@ -148,7 +148,3 @@ def _type(hint: Any) -> str:
 def _as_yaml(text: str) -> str:
     """The constants in a comment as users write them."""
     return re.sub(r"\b(None|True|False)\b", lambda match: {"None": "null"}.get(match[0], match[0].lower()), text)
-
-
-def _escaped(cell: str) -> str:
-    return cell.replace("|", "\\|").replace("*", "\\*") if "`" not in cell else cell.replace("|", "\\|")

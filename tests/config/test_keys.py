@@ -61,7 +61,7 @@ def test_known_keys() -> None:
     found = {key.name: key for key in KEYS}
     assert found["trainer.rank_timeout_s"][1:5] == ("float", "60.0", "seconds", "above 0, at most 1e8")
     assert found["encoder.att_context_size"].type == "list of [int, int]"
-    assert found["data.channel"].type == "error | mix | first | int"
+    assert found["data.channel"].type == "error or mix or first or int"
     assert found["masking.mask_value"].meaning.startswith("null: embedding")  # as YAML has it, not None
 
 
