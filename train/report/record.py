@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from nest_fn.checkpoint import retention
 from nest_fn.config import Config
 from nest_fn.files.inputs import read_plain
 from nest_fn.files.lock import holder
-from nest_fn.train.errors import UsageError
+from nest_fn.train.rerun.opening import settings_of
 from nest_fn.train.run.failure_dump import failures_folder
 from nest_fn.train.run.record.run_folder import RunFolder
 
@@ -84,19 +83,14 @@ def read_records(folders: Sequence[Path]) -> list[Record]:
 
 def read_record(folder: Path, name: str | None = None) -> Record:
     """The record of one run. Raises ``UsageError`` if the folder holds none, ``ConfigError`` for a damaged config."""
-    settings = folder / "config.yaml"
-    if not settings.is_file():
-        raise UsageError(
-            f"report: {folder} holds no run, for there is no {settings}; give a folder that pretrain made."
-        )
-    run = RunFolder(folder)
+    cfg, run = settings_of("report", folder), RunFolder(folder)
     lines = [line for line in run.lines() if isinstance(line.get("step"), int)]
     log, seconds = _read_log(folder / "log.txt")
     return Record(
-        name or folder.name, folder, Config.from_yaml(settings),
+        name or folder.name, folder, cfg,
         [line for line in lines if "valid" not in line and "loss" in line],
         [line for line in lines if isinstance(line.get("valid"), dict) and "loss" in line["valid"]],
-        run.environment(), _read_json(folder / "data.json"), _read_text(folder / "command.txt").strip(), log, seconds,
+        run.environment(), run.data(), _read_text(folder / "command.txt").strip(), log, seconds,
         retention.list_checkpoints(folder / "checkpoints"),
         [retention.step_of(path) for path in retention.list_checkpoints(failures_folder(folder))],
         holder(folder / "lock"),
@@ -137,11 +131,3 @@ def _span(start: datetime | None, end: datetime | None) -> float:
 
 def _read_text(path: Path) -> str:
     return read_plain(path).decode("utf-8", "replace") if path.is_file() else ""
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(_read_text(path) or "{}")
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -6,14 +6,12 @@ tensor differs. Nothing is written.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from nest_fn.checkpoint import folder as checkpoint_folder
 from nest_fn.checkpoint import retention
-from nest_fn.files.inputs import read_plain
 from nest_fn.layers.tree import flatten
 from nest_fn.train.errors import CheckpointError
 from nest_fn.train.reporter import Reporter
@@ -56,12 +54,12 @@ def _entries(what: str, first: dict[str, Any], second: dict[str, Any]) -> Differ
 
 def _data(folder: Path) -> dict[str, Any]:
     """Digests of the data by split; where the files lie does not matter."""
-    path = folder / "data.json"
-    try:
-        found = json.loads(read_plain(path)) if path.is_file() else {}
-        return {f"{split} (digest)": entry["digest"][:12] for split, entry in found.items()}
-    except (ValueError, AttributeError, TypeError, KeyError):
-        return {}
+    found = RunFolder(folder).data()
+    return {f"{split} (digest)": _digest_of(entry) for split, entry in found.items()}
+
+
+def _digest_of(entry: Any) -> str:
+    return str(entry.get("digest"))[:12] if isinstance(entry, dict) else str(entry)
 
 
 def _environment(folder: Path) -> dict[str, Any]:

@@ -20,12 +20,17 @@ from nest_fn.train.run.state_sharding import initial_train_state
 
 
 def settings_of(command: str, folder: Path, overrides: Sequence[str] = ()) -> Config:
-    """The config of a run with ``overrides``. Raises ``UsageError`` for a folder that holds no run, ``ConfigError``."""
+    """The config of a run of ``pretrain``, with ``overrides``.
+
+    Raises ``UsageError`` for a folder that holds none, or a run of another command, and ``ConfigError``.
+    """
     settings = folder / "config.yaml"
     if not settings.is_file():
         raise UsageError(
             f"{command}: {folder} holds no run, for there is no {settings}; give a folder that pretrain made."
         )
+    if (data := RunFolder(folder).data()) and "train" not in data:
+        raise UsageError(f"{command}: {folder} holds a run of another command, as finetune-ctc; want one of pretrain.")
     return Config.from_yaml(settings, overrides)
 
 

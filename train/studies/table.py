@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nest_fn.files.inputs import read_plain
 from nest_fn.layers.tree import flatten
 from nest_fn.train.run.record.run_folder import RunFolder
 
@@ -95,11 +93,8 @@ def pairing(study: Study, folder: Path) -> str:
 
 
 def _data_digest(run: Path) -> str | None:
-    path = run / "data.json"
-    try:
-        return str(json.loads(read_plain(path))["train"]["digest"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    found = RunFolder(run).data().get("train")
+    return str(found.get("digest")) if isinstance(found, dict) else None
 
 
 def interval_text(interval: Interval) -> str:

@@ -130,8 +130,12 @@ def test_a_report_is_made_anew_when_asked(run: Path, tmp_path: Path, capsys: Cap
 
 def test_mistakes(run: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     out = ["--out", str(tmp_path / "a.html")]
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    (other / "data.json").write_text('{"origin": {"command": "finetune-ctc"}}')
     for argv, told in (
         ([str(tmp_path), *out], "holds no run"),
+        ([str(other), *out], "holds a run of another command"),
         (["a=b", *out], "want a run folder or several, got only settings"),
     ):
         assert main(["report", *argv]) == 2

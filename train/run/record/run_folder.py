@@ -104,7 +104,14 @@ class RunFolder:
 
     def environment(self) -> dict[str, Any]:
         """``environment.json``; empty if it is missing or damaged."""
-        path = self.path / "environment.json"
+        return self._read("environment.json")
+
+    def data(self) -> dict[str, Any]:
+        """``data.json``; empty if it is missing or damaged."""
+        return self._read("data.json")
+
+    def _read(self, name: str) -> dict[str, Any]:
+        path = self.path / name
         return _read_line(read_plain(path)) if path.is_file() else {}
 
     def cut_metrics(self, step: int) -> None:
