@@ -8,6 +8,8 @@ from typing import Any
 EXTRAS: dict[str, dict[str, tuple[str, ...]]] = {  # extra of pyproject.toml: package: names that must exist in it
     "audio": {"soundfile": ("SoundFile", "SoundFileError")},
     "analysis": {"matplotlib": ("__version__",)},
+    "parquet": {"pyarrow.parquet": ("ParquetFile",), "pyarrow.ipc": ("open_stream",)},
+    "remote": {"fsspec": ("filesystem", "get_filesystem_class")},
     "log": {"tensorboard": ("__version__",)},
     "wandb": {"wandb": ("init",)},
     "text": {"sentencepiece": ("SentencePieceProcessor",)},

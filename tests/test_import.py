@@ -62,7 +62,7 @@ def alone() -> dict[str, Any]:
 def test_no_optional_package_is_imported(alone: dict[str, Any]) -> None:
     assert _optional() == {
         "soundfile", "matplotlib", "tensorboard", "safetensors", "onnx", "onnxscript", "onnxruntime", "sentencepiece",
-        "tokenizers", "flashlight_text", "shtab", "wandb", "scipy",
+        "tokenizers", "flashlight_text", "shtab", "wandb", "pyarrow", "fsspec", "aiohttp", "scipy",
     }  # fmt: skip
     modules = {name.partition(".")[0] for name in alone["modules"]}
     assert {"nest_fn", "torch", "numpy", "yaml"} <= modules

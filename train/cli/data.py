@@ -24,6 +24,13 @@ def add_commands(commands: Any) -> None:
     scan.add_argument("manifest", type=option_types.path, help="the JSONL file to write")
     scan.add_argument("--hash", action="store_true", help="add each file's SHA-256")
     option_types.add_overwrite(scan)
+    taken = _add(data, "import", _import, "make a manifest of lhotse cuts, Parquet files or a Hugging Face dataset")
+    taken.add_argument(
+        "source", type=option_types.path, help="lhotse manifest, Parquet file, or folder of Parquet or Arrow files"
+    )
+    taken.add_argument("--out", required=True, type=option_types.path, help="folder to write: manifest.jsonl, audio/")
+    taken.add_argument("--audio-column", type=option_types.key, default=None, help="of a table, if several hold audio")
+    option_types.add_overwrite(taken)
     check = _add(data, "validate", _validate, "decode everything and list what a run would refuse")
     check.add_argument("manifest", nargs="+", type=option_types.path)
     check.add_argument("--hash", action="store_true", help="compare each file's SHA-256")
@@ -75,6 +82,17 @@ def _scan(args: argparse.Namespace) -> int:
     for problem in report.problems:
         tell(problem)
     tell(f"{report.checked - len(report.problems)} files in {args.manifest}, {len(report.problems)} left out")
+    return DataError.exit_code if report.problems else 0
+
+
+def _import(args: argparse.Namespace) -> int:
+    from nest_fn.train.data.imports.write import MANIFEST, import_corpus
+
+    report = import_corpus(args.source, args.out, column=args.audio_column, overwrite=args.overwrite)
+    for problem in report.problems:
+        tell(problem)
+    lines = report.checked - len(report.problems)
+    tell(f"{lines} utterances in {args.out}/{MANIFEST}, {len(report.problems)} left out")
     return DataError.exit_code if report.problems else 0
 
 

@@ -12,6 +12,7 @@ EXAMPLES = {
     "data scan": "nest-fn data scan corpus/ corpus.jsonl --hash",
     "data validate": "nest-fn data validate train.jsonl valid.jsonl",
     "data stats": "nest-fn data stats train.jsonl",
+    "data import": "nest-fn data import cuts.jsonl.gz --out corpus",
     "data shard": "nest-fn data shard train.jsonl --out shards --shards 64",
     "data synth": "nest-fn data synth synthetic --minutes 10",
     "config show": "nest-fn config show nest_large encoder.dropout=0",

@@ -22,7 +22,9 @@ from nest_fn.version import __version__
 
 TORCH = (2, 11)  # the oldest that pyproject.toml allows
 _FOR = {
-    "audio": "FLAC, Ogg and MP3; WAV is read without it",
+    "audio": "all formats but plain WAV",
+    "parquet": "nest-fn data import of Parquet files and Hugging Face datasets",
+    "remote": "audio and manifests at s3://, gs://, hf://, https://",
     "report": "nest-fn report and the demo's report.html",
     "analysis": "pictures of nest-fn analyse; its numbers are written without it",
     "log": "TensorBoard; metrics.jsonl is written without it",

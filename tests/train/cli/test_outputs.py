@@ -54,6 +54,7 @@ WRITERS = {
         True,
     ),
     "data scan": Writer("data scan {audio} {out}.jsonl", False),
+    "data import": Writer("data import {cuts} --out {out}", True),
     "data shard": Writer("data shard {valid} --shards 2 --out {out}", True),
     "data synth": Writer("data synth {out} --minutes 0.05", True),
     "demo": Writer("demo --folder {out}", True),
@@ -80,7 +81,9 @@ def given(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     (folder / "run").mkdir()
     (folder / "run" / "config.yaml").write_text(to_text(cfg.to_dict()))
     (folder / "study.yaml").write_text("config: tiny\narms: {a: []}\n")
-    own = {"run": str(folder / "run"), "study": str(folder / "study.yaml")}
+    source = {"type": "file", "channels": [0], "source": texts[0]["audio_filepath"]}
+    (folder / "cuts.jsonl").write_text(json.dumps({"id": "a", "sources": [source], "duration": 1.0}) + "\n")
+    own = {"cuts": str(folder / "cuts.jsonl"), "run": str(folder / "run"), "study": str(folder / "study.yaml")}
     return own | {
         "model": str(folder / "model"),
         "valid": corpus.valid,

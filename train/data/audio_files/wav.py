@@ -93,13 +93,18 @@ def read_wav(source: Source, start: int = 0, frames: int | None = None) -> tuple
 
 def write_wav(path: str | Path, samples: NDArray[np.int16], sample_rate: int = 16000) -> None:
     """Write int16 ``[N]`` or ``[N, channels]`` as 16-bit PCM. Raises ``TypeError`` for other arrays."""
+    Path(path).write_bytes(wav_bytes(samples, sample_rate))
+
+
+def wav_bytes(samples: NDArray[np.int16], sample_rate: int = 16000) -> bytes:
+    """The WAV file of int16 ``[N]`` or ``[N, channels]``, 16-bit PCM. Raises ``TypeError`` for other arrays."""
     if samples.dtype != np.int16 or samples.ndim not in (1, 2):
         raise TypeError(f"write_wav: want int16 [N] or [N, channels], got {samples.dtype} {list(samples.shape)}")
     channels = 1 if samples.ndim == 1 else samples.shape[1]
     data = np.ascontiguousarray(samples, dtype="<i2").tobytes()
     form = struct.pack("<HHIIHH", PCM, channels, sample_rate, sample_rate * channels * 2, channels * 2, 16)
     head = b"WAVEfmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", len(data))
-    Path(path).write_bytes(b"RIFF" + struct.pack("<I", len(head) + len(data)) + head + data)
+    return b"RIFF" + struct.pack("<I", len(head) + len(data)) + head + data
 
 
 @contextmanager
