@@ -9,7 +9,7 @@ EXTRAS: dict[str, dict[str, tuple[str, ...]]] = {  # extra of pyproject.toml: pa
     "audio": {"soundfile": ("SoundFile", "SoundFileError")},
     "analysis": {"matplotlib": ("__version__",)},
     "parquet": {"pyarrow.parquet": ("ParquetFile",), "pyarrow.ipc": ("open_stream",)},
-    "remote": {"fsspec": ("filesystem", "get_filesystem_class")},
+    "remote": {"fsspec": ("filesystem",), "fsspec.core": ("url_to_fs",)},
     "log": {"tensorboard": ("__version__",)},
     "wandb": {"wandb": ("init",)},
     "text": {"sentencepiece": ("SentencePieceProcessor",)},

@@ -60,7 +60,7 @@ def _add(data: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
         parser.add_argument(
             "--channel", type=option_types.channel, default="error", help="error, mix, first, or an index"
         )
-    if name in ("validate", "stats"):
+    if name in ("validate", "stats", "shard"):
         parser.add_argument(
             "--tar",
             action="append",
@@ -116,7 +116,7 @@ def _stats(args: argparse.Namespace) -> None:
 def _shard(args: argparse.Namespace) -> None:
     from nest_fn.train.data.corpus_tools import shard
 
-    tell(str(shard(args.manifest, _data_config(args), args.out, args.shards, overwrite=args.overwrite)))
+    tell(str(shard(args.manifest, _data_config(args), args.out, args.shards, tar=args.tar, overwrite=args.overwrite)))
 
 
 def _synth(args: argparse.Namespace) -> None:

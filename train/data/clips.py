@@ -57,7 +57,12 @@ class ClipPool:
 def load_clips(files: Sequence[str], config: DataConfig, sample_rate: int = 16000) -> ClipPool:
     """Open a pool (noise or RIRs) and fill its memory in the order of the manifests. Raises ``DataError``."""
     manifest = load_manifest(
-        files, root=config.root, channel=config.channel, check_files=config.check_files, workers=config.num_workers
+        files,
+        root=config.root,
+        channel=config.channel,
+        check_files=config.check_files,
+        cache=config.remote_cache,
+        workers=config.num_workers,
     )
     length = np.maximum(np.rint(manifest.duration * sample_rate).astype(np.int64), 1)
     held = int(np.searchsorted(np.cumsum(length) * 2, config.noise_budget_mb * _MIB, side="right"))

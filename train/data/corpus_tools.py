@@ -105,7 +105,7 @@ def validate(
 
     Raises ``DataError`` with the first 20 problems if lines of the manifest are invalid.
     """
-    manifest = load_manifest(files, root=config.root, shards=shards, channel=config.channel, workers=config.num_workers)
+    manifest = _load(files, config, shards)
 
     def examine(index: int) -> tuple[str | None, bool]:
         try:
@@ -130,7 +130,8 @@ def stats(
     """
     manifest = load_manifest(
         files, min_duration=config.min_duration, max_duration=config.max_duration, long=config.long,
-        root=config.root, shards=shards, channel=config.channel, workers=config.num_workers,
+        root=config.root, shards=shards, channel=config.channel, cache=config.remote_cache,
+        workers=config.num_workers,
     )  # fmt: skip
     config = replace(config, channel="first" if config.channel == "error" else config.channel)
 
@@ -164,10 +165,14 @@ def stats(
 
 
 def shard(
-    files: Sequence[str], config: DataConfig, out_dir: str | Path, shards: int, *, overwrite: bool = False
-) -> Path:
-    """Pack the audio of manifests into tar shards; returns the path of the new manifest. Raises ``DataError``."""
-    manifest = load_manifest(files, root=config.root, channel=config.channel, workers=config.num_workers)
+    files: Sequence[str], config: DataConfig, out_dir: str | Path, shards: int, *, tar: Sequence[str] = (),
+    overwrite: bool = False,
+) -> Path:  # fmt: skip
+    """Pack the audio of manifests, perhaps held by archives ``tar``, into tar shards; returns the new manifest's path.
+
+    Raises ``DataError``.
+    """
+    manifest = _load(files, config, tar)
     return write_shards(manifest, out_dir, shards, overwrite=overwrite)
 
 
@@ -185,6 +190,13 @@ def _plan_numbers(manifest: Manifest, config: DataConfig, sample_rate: int) -> d
         "shapes": [[int(rows), int(width)] for rows, width in zip(shapes.rows, shapes.width, strict=True)],
         "efficiency": plan.efficiency(length),
     }
+
+
+def _load(files: Sequence[str], config: DataConfig, shards: Sequence[str]) -> Manifest:
+    return load_manifest(
+        files, root=config.root, shards=shards, channel=config.channel, cache=config.remote_cache,
+        workers=config.num_workers,
+    )  # fmt: skip
 
 
 def _compare_hash(manifest: Manifest, index: int) -> tuple[str | None, bool]:

@@ -104,7 +104,7 @@ def open_dataset(
     manifest = load_manifest(
         files, min_duration=config.min_duration, max_duration=config.max_duration, long=config.long,
         root=config.root, shards=shards, channel=config.channel, check_files=config.check_files,
-        workers=config.num_workers,
+        cache=config.remote_cache, workers=config.num_workers,
     )  # fmt: skip
     least = max(1, round(config.min_audio * sample_rate))
     length = np.maximum(np.rint(manifest.duration * sample_rate).astype(np.int64), least)

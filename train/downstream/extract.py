@@ -8,7 +8,6 @@ setting is refused (``nest_fn.files.outputs``). ``index.jsonl`` maps utterances 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -199,10 +198,10 @@ def _write_index(dataset: Dataset, out: Path, names: Sequence[str]) -> None:
     """The manifest's lines with the file of each; paths of audio are absolute, so that they hold in this folder too."""
     lines = []
     for index, name in enumerate(names):
-        fields, source = dict(dataset.manifest.fields(index)), dataset.manifest.source(index)
-        if isinstance(source, str):
+        fields, audio = dict(dataset.manifest.fields(index)), dataset.manifest.lasting_name(index)
+        if audio is not None:
             fields.pop("audio_filename", None)
-            fields["audio_filepath"] = os.path.abspath(source)
+            fields["audio_filepath"] = audio
         lines.append({**fields, "feature_filepath": name})
     with atomic_write(out / INDEX, 0, replaces=anything) as temporary:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -150,10 +149,10 @@ def _recognised_recording(
 def _line(made: Recogniser, dataset: Dataset, index: int, found: Hypothesis) -> dict[str, Any]:
     seconds = seconds_per_frame(made.cfg)
     fields = dict(dataset.manifest.fields(index))
-    source = dataset.manifest.source(index)
-    if isinstance(source, str):  # a path, which is to hold wherever the result lies
+    audio = dataset.manifest.lasting_name(index)
+    if audio is not None:
         fields.pop("audio_filename", None)
-        fields["audio_filepath"] = str(Path(source).absolute())
+        fields["audio_filepath"] = audio
     fields["duration"] = float(dataset.manifest.duration[index])
     if "text" in fields:
         fields["reference"] = fields.pop("text")

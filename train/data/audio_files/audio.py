@@ -23,6 +23,7 @@ from nest_fn.files.inputs import open_plain
 from nest_fn.train.errors import DataError
 
 from .other_formats import SUFFIXES, decode, frames_of, open_other
+from .remote import Remote, local_copy
 from .wav import IEEE_FLOAT, Source, Span, UnreadWav, WavInfo, read_wav, wav_info
 
 AUDIO_SUFFIXES = (".wav", *SUFFIXES)
@@ -49,12 +50,12 @@ class AudioInfo(NamedTuple):
         return self.frames / self.sample_rate
 
 
-def audio_info(source: Source, where: str = "") -> AudioInfo:
+def audio_info(source: Source | Remote, where: str = "") -> AudioInfo:
     """Read a file's header, and count the frames where it does not.
 
     Raises ``DataError`` that names the file and ``where`` (the manifest and line), also for a file without samples.
     """
-    with _named(source, where):
+    with _named(source, where) as source:
         info = _wav_header(source)
         if info is not None:
             _check_whole(info.frames, info.declared_frames)
@@ -72,7 +73,7 @@ def _not_empty(info: AudioInfo) -> AudioInfo:
 
 
 def read_audio(
-    source: Source,
+    source: Source | Remote,
     offset: float = 0.0,
     duration: float | None = None,
     *,
@@ -90,7 +91,7 @@ def read_audio(
     tolerance the result is as short as the file. ``where`` is the manifest and line, for messages (``train.jsonl:12``).
     Raises ``DataError``, and ``UsageError`` if soundfile is needed and missing.
     """
-    with _named(source, where):
+    with _named(source, where) as source:
         frames, rate = _read_frames(source, offset, duration, tolerance, rounding)
         mono = _one_channel(frames, channel)
         if rate == sample_rate:
@@ -175,23 +176,24 @@ def _wav_header(source: Source) -> WavInfo | None:
 
 
 @contextmanager
-def _named(source: Source, where: str) -> Iterator[None]:
-    """Raise every error as ``DataError`` that begins with ``where`` and the file."""
+def _named(source: Source | Remote, where: str) -> Iterator[Source]:
+    """The file, or a remote one's copy; every error becomes a ``DataError`` that begins with ``where`` and the file."""
     try:
-        yield
+        yield local_copy(source) if isinstance(source, Remote) else source
     except FileNotFoundError as error:
         raise DataError(f"{_head(source, where)}: no such file; correct the path or make the manifest anew") from error
     except OSError as error:
         raise DataError(f"{_head(source, where)}: {error.strerror or error}") from error
     except DataError as error:
-        raise DataError(f"{_head(source, where)}: {error}") from error
+        told = str(error).removeprefix(f"{source}: ")
+        raise DataError(f"{_head(source, where)}: {told}") from error
     except ValueError as error:  # an embedded null byte in a path
         raise DataError(f"{_head(source, where)}: {error}") from error
 
 
-def _head(source: Source, where: str) -> str:
+def _head(source: Source | Remote, where: str) -> str:
     """The manifest and line, and the absolute path."""
-    path = str(source) if isinstance(source, Span) else str(Path(source).absolute())
+    path = str(source) if isinstance(source, Span | Remote) else str(Path(source).absolute())
     return f"{where}: {path}" if where else path
 
 

@@ -24,9 +24,10 @@ from nest_fn.files.quoting import clip
 from nest_fn.train.errors import DataError
 
 from ..audio_files.audio import Channel, audio_info
+from ..audio_files.remote import is_remote
 from .columns import NumberBuilder, TextBuilder, TextColumn, compact, half_units
 from .crops import crop_long
-from .manifest_lines import EntryBlock, LineProblems, inflated, read_blocks
+from .manifest_lines import EntryBlock, LineProblems, read_blocks, text_of
 from .manifest_table import Manifest
 from .shard_index import ShardIndex, expand_pattern, index_shards
 from .thread_map import ordered_map
@@ -44,6 +45,7 @@ def load_manifest(
     shards: Sequence[str] = (),
     channel: Channel = "error",
     check_files: bool = True,
+    cache: str | Path | None = None,
     workers: int = 4,
 ) -> Manifest:
     """Read manifests and keep the utterances with ``min_duration <= duration <= max_duration`` (seconds), in order.
@@ -51,11 +53,12 @@ def load_manifest(
     ``long="crop"`` divides longer ones into crops (``crops.py``) instead of dropping them.
     ``files`` is one path, several separated by commas, or a list. If ``root`` is given, all audio must be below that
     folder. ``shards`` are patterns of tar archives that hold the audio. ``check_files=False`` does not check that every
-    file exists. Raises ``DataError`` with the first 20 problems and their total.
+    file exists; those at an address are never looked for beforehand, and ``cache`` is the folder of their copies.
+    Raises ``DataError`` with the first 20 problems and their total.
     """
     paths = manifest_files(files)
-    index = index_shards(shards, workers) if shards else None
-    manifest = _parse(paths, index)
+    index = index_shards(shards, workers, cache) if shards else None
+    manifest = replace(_parse(paths, index), cache=None if cache is None else os.fspath(cache))
     title = f"manifest {', '.join(paths)}"
     if index is None:
         manifest = _resolve(manifest, root, check_files, title)
@@ -102,7 +105,7 @@ def _parse(paths: list[str], shards: ShardIndex | None) -> Manifest:
     file, line = NumberBuilder(np.int32), NumberBuilder(np.int32)
     position, member = NumberBuilder(np.int64), NumberBuilder(np.int64)
     channel, channels = NumberBuilder(np.int32), dict[tuple[int, ...], int]([((), 0)])
-    texts = {path: text for path in paths if (text := inflated(path)) is not None}
+    texts = {path: text for path in paths if (text := text_of(path)) is not None}
     for number, path in enumerate(paths):
         before = len(names)
         for block in read_blocks(path, problems, text=texts.get(path)):
@@ -152,6 +155,10 @@ def _resolve(manifest: Manifest, root: str | Path | None, check_files: bool, tit
     problems, other = LineProblems(), dict[int, str]()
     inside = None if root is None else os.path.join(os.path.realpath(root), "")
     for index, name in enumerate(manifest.names if check_files or inside else ()):
+        if is_remote(name) or is_remote(manifest.folder(index)):
+            if inside:
+                problems.add(manifest.where(index), f"{name} is at an address, outside of data.root {root}")
+            continue
         path = os.path.join(manifest.folder(index), name)
         if check_files and not os.path.isfile(path):
             given = os.path.abspath(os.path.expanduser(name))

@@ -28,6 +28,8 @@ from nest_fn.files.inputs import open_plain
 from nest_fn.files.quoting import shown
 from nest_fn.train.errors import DataError
 
+from ..audio_files.remote import is_remote, remote_bytes
+
 _SHOWN = 20  # most problems that an error message lists
 BOM = b"\xef\xbb\xbf"  # may stand before the first line
 LONGEST = 1 << 22  # most bytes of a line
@@ -92,23 +94,30 @@ class LineProblems:
             raise DataError(f"{what}: {self.total} problems\n  " + "\n  ".join(self.lines) + more)
 
 
-def inflated(file: str) -> bytes | None:
-    """The text of a manifest that gzip compressed, told by its first bytes; None for any other.
+def text_of(file: str) -> bytes | None:
+    """The text of a manifest that is at an address, or that gzip compressed; None for a plain file, read in blocks.
 
     Raises ``DataError`` if it cannot be read, or is damaged.
     """
+    if is_remote(file):
+        content = remote_bytes(file)
+        return _inflated(content, file) if content.startswith(_GZIP) else content
     with _told(file), open_plain(file) as stream:
         if stream.read(2) != _GZIP:
             return None
         stream.seek(0)
-        try:
-            return gzip.decompress(stream.read())
-        except (EOFError, zlib.error) as error:
-            raise DataError(f"manifest {file}: its gzip data are damaged or cut ({error}); make it anew") from error
+        return _inflated(stream.read(), file)
+
+
+def _inflated(content: bytes, file: str) -> bytes:
+    try:
+        return gzip.decompress(content)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"manifest {file}: its gzip data are damaged or cut ({error}); make it anew") from error
 
 
 def open_manifest(file: str, text: bytes | None) -> BinaryIO:
-    """A manifest's bytes: ``text``, where it has been ``inflated``, else the file's."""
+    """A manifest's bytes: ``text``, where ``text_of`` has given it, else the file's."""
     return open_plain(file) if text is None else io.BytesIO(text)
 
 

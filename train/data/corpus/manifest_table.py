@@ -23,7 +23,8 @@ from nest_fn.files.inputs import open_plain, read_plain
 from nest_fn.train.errors import DataError
 from nest_fn.train.hash_rng import utterance_hashes
 
-from ..audio_files.wav import Source
+from ..audio_files.remote import Remote, is_remote, local_copy, remote
+from ..audio_files.wav import Source, Span
 from .columns import TextColumn, compact
 from .manifest_lines import BOM, open_manifest, parse_line
 from .shard_index import ShardIndex
@@ -47,21 +48,34 @@ class Manifest:
     channel: NDArray[Any]  # number in ``channels``; 0: the line names none
     channels: tuple[tuple[int, ...], ...] = ((),)  # all choices of channels that lines make
     shards: ShardIndex | None = None
-    texts: Mapping[str, bytes] = field(default_factory=dict)  # of manifests that are compressed, by path
+    texts: Mapping[str, bytes] = field(default_factory=dict)  # of manifests that are compressed or remote, by path
+    cache: str | None = None  # folder of the copies of remote files; None: the default of ``remote.py``
     dropped: tuple[tuple[str, int], ...] = ()  # filter rule, and the number of utterances that it dropped
     cropped: int = 0  # utterances that were divided into crops
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def source(self, index: int) -> Source:
-        """The location of an utterance's audio: a path, or a byte range of a tar archive."""
+    def source(self, index: int) -> Source | Remote:
+        """The location of an utterance's audio: a path, a byte range of a tar archive, or an address."""
         if self.shards is not None and self.member[index] >= 0:
             return self.shards.span(int(self.member[index]))
-        return os.path.join(self.folder(index), self.names[index])
+        name, folder = self.names[index], self.folder(index)
+        if is_remote(name):
+            return remote(name, self.cache)
+        if is_remote(folder) and not os.path.isabs(name):
+            return remote(f"{folder}/{name}", self.cache)
+        return os.path.join(folder, name)
+
+    def lasting_name(self, index: int) -> str | None:
+        """The audio's absolute path or address, which holds in a manifest anywhere; None for a member of an archive."""
+        source = self.source(index)
+        if isinstance(source, Span):
+            return None
+        return source.url if isinstance(source, Remote) else os.path.abspath(source)
 
     def folder(self, index: int) -> str:
-        """The folder of an utterance's manifest, which a relative path starts from."""
+        """The folder or address of an utterance's manifest, which a relative path starts from."""
         return self._folders[self.file[index]]
 
     def where(self, index: int) -> str:
@@ -118,6 +132,7 @@ class Manifest:
         """The bytes of an utterance's audio file, undecoded. Raises ``DataError``."""
         source = self.source(index)
         try:
+            source = local_copy(source) if isinstance(source, Remote) else source
             if isinstance(source, (str, Path)):
                 return read_plain(source)
             with open_plain(source.path) as file:
@@ -143,6 +158,8 @@ class Manifest:
 
     def _relative(self, name: str, file: int) -> str:
         """``relative_path`` of a name in a manifest."""
+        if "://" in name:
+            return name
         if name.startswith("/"):
             if not name.startswith(self._inside):
                 return name
@@ -159,11 +176,19 @@ class Manifest:
 
     @cached_property
     def _folders(self) -> list[str]:
-        return [os.path.dirname(os.path.abspath(file)) for file in self.files]
+        return [
+            file.rpartition("/")[0] if is_remote(file) else os.path.dirname(os.path.abspath(file))
+            for file in self.files
+        ]
+
+    @cached_property
+    def _places(self) -> list[str]:
+        """The folders as absolute paths, those of addresses too, so that ids follow from how folders lie."""
+        return ["/" + folder.replace("://", "/") if is_remote(folder) else folder for folder in self._folders]
 
     @cached_property
     def _common(self) -> str:
-        return os.path.commonpath(self._folders)
+        return os.path.commonpath(self._places)
 
     @cached_property
     def _inside(self) -> str:
@@ -171,5 +196,5 @@ class Manifest:
 
     @cached_property
     def _prefixes(self) -> list[str]:
-        relative = (os.path.relpath(folder, self._common).replace(os.sep, "/") for folder in self._folders)
+        relative = (os.path.relpath(folder, self._common).replace(os.sep, "/") for folder in self._places)
         return ["" if folder == "." else folder + "/" for folder in relative]

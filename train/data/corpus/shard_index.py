@@ -26,6 +26,7 @@ from nest_fn.train.errors import DataError
 from nest_fn.train.hash_rng import utterance_hashes
 from nest_fn.version import versions
 
+from ..audio_files.remote import Remote, is_remote, local_copy, remote
 from ..audio_files.wav import Span
 from .columns import NumberBuilder, TextBuilder, TextColumn, compact
 from .tar import tar_members
@@ -114,11 +115,17 @@ class ShardIndex:
         return found
 
 
-def index_shards(patterns: Sequence[str], workers: int = 4) -> ShardIndex:
-    """Read the headers of all archives. Raises ``DataError`` for the first damaged one."""
+def index_shards(patterns: Sequence[str], workers: int = 4, cache: str | Path | None = None) -> ShardIndex:
+    """Read the headers of all archives; those at an address are fetched into the folder ``cache``.
+
+    Raises ``DataError`` for the first damaged one.
+    """
     paths = [path for pattern in patterns for path in expand_pattern(pattern)]
     if not paths:
         raise DataError("shards: no archive is named")
+    paths = list(
+        ordered_map(lambda one: local_copy(remote(one, cache)) if is_remote(one) else one, paths, workers=workers)
+    )
     names, hashes, shard = TextBuilder(), NumberBuilder(np.int64), NumberBuilder(np.int32)
     start, size = NumberBuilder(np.int64), NumberBuilder(np.int64)
     for number, members in enumerate(ordered_map(tar_members, paths, workers=workers)):
@@ -181,6 +188,7 @@ def even_cuts(sizes: Sequence[int], parts: int) -> list[int]:
 def _archived(manifest: Manifest, index: int) -> int:
     """Bytes that an utterance's file takes in an archive: a header block, and the content padded to whole blocks."""
     source = manifest.source(index)
+    source = local_copy(source) if isinstance(source, Remote) else source
     try:
         size = source.size if isinstance(source, Span) else os.stat(source).st_size
     except OSError as error:
@@ -211,6 +219,6 @@ def _write_shard(manifest: Manifest, files: list[list[int]], path: Path, number:
 def _member_name(manifest: Manifest, index: int) -> str:
     """The audio's path relative to the manifest, or a name made of its hash if that path would leave the archive."""
     path = manifest.relative_path(index)
-    if not os.path.isabs(path) and ".." not in path.split("/"):
+    if not os.path.isabs(path) and ".." not in path.split("/") and not is_remote(path):
         return path
     return f"{manifest.utterance[index]:016x}{Path(path).suffix}"

@@ -15,7 +15,7 @@ from typing import Any
 
 from nest_fn.train.errors import DataError
 
-from ..corpus.manifest_lines import inflated, open_manifest, parse_line
+from ..corpus.manifest_lines import open_manifest, parse_line, text_of
 from .record import LeftOut, Record
 
 _EDGE = 0.05  # seconds by which a supervision may reach beyond its cut
@@ -25,7 +25,7 @@ _KEPT = ("speaker", "language", "gender")  # keys of a supervision that a line t
 def is_lhotse(path: Path) -> bool:
     """Whether the first line of a file is a cut or a recording."""
     try:
-        with open_manifest(str(path), inflated(str(path))) as stream:
+        with open_manifest(str(path), text_of(str(path))) as stream:
             first = parse_line(stream.readline(1 << 22))
     except (DataError, OSError):
         return False
@@ -35,7 +35,7 @@ def is_lhotse(path: Path) -> bool:
 def lhotse_records(path: Path) -> Iterator[Record | LeftOut]:
     """The cuts or recordings of a manifest, in order. Raises ``DataError`` for a line that is no JSON object."""
     base = Path(os.path.abspath(path)).parent
-    with open_manifest(str(path), inflated(str(path))) as stream:
+    with open_manifest(str(path), text_of(str(path))) as stream:
         for number, line in enumerate(stream, 1):
             where = f"{path}:{number}"
             if not line.strip():
