@@ -92,7 +92,8 @@ def test_every_public_module_is_in_the_api() -> None:
 
 
 def test_links_of_the_site_lead_to_its_pages() -> None:
-    pages, pictures = set(NAV), {path.name for path in DOCS.glob("*.png")}
+    pages = set(NAV)
+    pictures = {str(path.relative_to(DOCS)) for kind in ("png", "svg") for path in DOCS.rglob(f"*.{kind}")}
     for page in NAV:
         for target, _ in links(text_of(page)):
             place = (DOCS / page).parent.joinpath(target).resolve().relative_to(DOCS) if target else Path(page)
