@@ -202,7 +202,8 @@ def _conv_of_one_channel(params: Any, x: Tensor, lengths: Tensor, spec: Subsampl
     if spec.masked:  # as ``_mask`` does with the result, but of ten numbers instead of C
         patches = patches * valid_mask(lengths, patches.shape[1])[:, :, None, None].to(x.dtype)
     weight = torch.cat((params["weight"].flatten(1).T, params["bias"][None]))  # [10, C], by rows: so is its gradient
-    if bfloat16_on_cpu(weight):  # the depthwise convolution that follows wants float32
+    if bfloat16_on_cpu(weight) and spec.kind == "dw_striding" and spec.stages > 1:
+        # The depthwise convolution that follows wants float32.
         patches, weight = patches.float(), weight.float()
     return (patches @ weight).permute(0, 3, 1, 2)
 
