@@ -1,4 +1,4 @@
-"""Runs the code of the guided tour and writes what it printed and drew into its pages (extras report and audio).
+"""Runs the code of the guided tour and writes what it printed and drew into its pages (extra report).
 
     python docs/run_tour.py FOLDER              # some minutes; FOLDER, a new one, keeps the corpus and the runs
     python docs/run_tour.py FOLDER study.md     # this page only, after those before it
