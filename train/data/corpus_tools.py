@@ -63,9 +63,8 @@ def scan(
     def examine(path: str) -> dict[str, Any] | str:
         try:
             info = audio_info(path)
-            read_audio(
-                path, max(0.0, info.duration - _END), channel="first", resample=False, sample_rate=info.sample_rate
-            )
+            begin = max(0.0, info.duration - _END)
+            read_audio(path, begin, info.duration - begin, channel="first", sample_rate=info.sample_rate)
             entry = {"audio_filepath": os.path.relpath(path, base).replace(os.sep, "/"), "duration": info.duration}
             entry |= {"sample_rate": info.sample_rate}
             entry |= {"num_channels": info.channels} if info.channels != 1 else {}

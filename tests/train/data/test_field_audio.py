@@ -117,7 +117,35 @@ def channels(folder: Path) -> str:
                  {"audio_filepath": "a.wav", "duration": 1.0, "channel": "telephone"})  # fmt: skip
 
 
-CASES = (rate, unknown_length, rounded, one_sample, companded, containers, sharded, compressed, channels)
+def headless_mp3(folder: Path) -> str:
+    """pytorch/audio#884: an MP3 cut from a stream, whose length can only be guessed from its first frames."""
+    soundfile.write(folder / "whole.mp3", np.tile(NOISE, 6) * np.linspace(1, 0, 96000), 44100, format="MP3")
+    raw = (folder / "whole.mp3").read_bytes()
+    (folder / "part.mp3").write_bytes(raw[len(raw) // 3 :])
+    return lines(folder / "m.jsonl", {"audio_filepath": "part.mp3"}, {"audio_filepath": "whole.mp3"})
+
+
+def segments(folder: Path) -> str:
+    """lhotse#1437, NeMo#10060, NeMo#15080: parts of a long file, with and without a duration."""
+    write_wav(folder / "long.wav", np.tile((3000 * NOISE).astype(np.int16), 40))
+    return lines(folder / "m.jsonl", {"audio_filepath": "long.wav", "offset": 0, "duration": 4.948},
+                 {"audio_filepath": "long.wav", "offset": 38.221, "duration": 1.257},
+                 {"audio_filepath": "long.wav", "offset": 39.0})  # fmt: skip
+
+
+CASES = (
+    headless_mp3,
+    segments,
+    rate,
+    unknown_length,
+    rounded,
+    one_sample,
+    companded,
+    containers,
+    sharded,
+    compressed,
+    channels,
+)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)

@@ -14,6 +14,9 @@ from nest_fn.checkpoint import model_files as checkpoint
 from nest_fn.train.cli.main import main
 from nest_fn.train.data.audio_files.wav import write_wav
 from nest_fn.train.data.dataset import open_dataset, read_utterance
+from nest_fn.train.downstream.extract import extract
+from nest_fn.train.downstream.inference import Job, load_model, open_audio
+from nest_fn.train.downstream.settings import inference_config
 
 LIMITED = ["encoder.att_context_size=[[8,4]]", "encoder.self_attention_model=rel_pos_local_attn"]
 
@@ -104,3 +107,34 @@ def test_crops_are_utterances_that_cover_the_recording(folder: Path, tmp_path: P
     words = ["pretrain", "-c", "tiny", f"data.train={folder / 'all.jsonl'}", "data.long=crop", "data.max_duration=3",
              "trainer.max_steps=1", "trainer.threads=1", "--folder", str(tmp_path / "run")]  # fmt: skip
     assert main(words) == 0 and "cropped: 2 utterances" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_transcripts_of_windows_are_those_of_the_whole(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.jsonl").write_text(
+        json.dumps({"audio_filepath": str(folder / "short.wav"), "duration": 1.0, "text": "ab"}) + "\n"
+    )
+    words = ["finetune-ctc", str(folder / "limited"), "--tokens", "characters", "--out", str(tmp_path / "made"),
+             f"data.train={tmp_path / 'text.jsonl'}", f"data.valid={tmp_path / 'text.jsonl'}", "trainer.max_steps=3",
+             "trainer.threads=1", "optim.lr=1e-2", "optim.sched.name=constant"]  # fmt: skip
+    assert main(words) == 0
+    found = []
+    for seconds in ("60", "4"):
+        out = str(tmp_path / f"{seconds}.jsonl")
+        assert main(["transcribe", str(tmp_path / "made"), str(folder / "all.jsonl"), "--out", out,
+                     f"data.batch_seconds={seconds}"]) == 0  # fmt: skip
+        found.append([json.loads(line) for line in Path(out).read_text().splitlines()])
+    assert [line["duration"] for line in found[0]] == [19.0, 7.0, 1.0, 0.875]
+    for whole, parts in zip(*found, strict=True):
+        assert whole["text"] == parts["text"] and whole["tokens"] == parts["tokens"]
+        assert whole["score"] == pytest.approx(parts["score"], abs=1e-2)
+
+
+def test_a_stop_within_a_recording_leaves_nothing_half_done(folder: Path, tmp_path: Path) -> None:
+    model = load_model(folder / "limited")
+    cfg = inference_config("extract", model.cfg, ["data.batch_seconds=2"])
+    dataset = open_audio(str(folder / "long.wav"), cfg, tmp_path, data=cfg.data)
+    asked = iter([False] * 5)
+    job = Job(stopped=lambda: next(asked, True))
+    assert list(extract(model._replace(cfg=cfg), dataset, tmp_path / "out", job=job)) == []
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["origin.json"]
+    assert len(list(extract(model._replace(cfg=cfg), dataset, tmp_path / "out"))) == 1

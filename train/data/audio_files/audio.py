@@ -22,7 +22,7 @@ from nest_fn.extras import has_extra
 from nest_fn.files.inputs import open_plain
 from nest_fn.train.errors import DataError
 
-from .other_formats import SUFFIXES, decode, frames_of, open_other
+from .other_formats import MP3, SUFFIXES, decode, frames_of, open_other
 from .remote import Remote, local_copy
 from .wav import IEEE_FLOAT, Source, Span, UnreadWav, WavInfo, read_wav, wav_info
 
@@ -119,7 +119,7 @@ def _read_frames(
     with open_other(source) as file:
         start, count = _range(offset, duration, file.samplerate)
         frames, expected = decode(file, start, count)
-        if tolerance is None and file.format in ("MP3", "MPEG"):
+        if tolerance is None and file.format in MP3:
             tolerance = _MP3_TOLERANCE
         _check_length(len(frames), start, expected, file.samplerate, _allowed(tolerance, rounding, file.samplerate))
         return frames, file.samplerate

@@ -23,6 +23,7 @@ SUFFIXES = (
 )  # fmt: skip
 """Endings of names of files that soundfile reads."""
 
+MP3 = ("MP3", "MPEG")  # names of the format in versions of libsndfile
 _BLOCK = 1 << 24  # frames decoded at a time
 _UNKNOWN = 1 << 60  # frames: a larger number means that the header gives none
 
@@ -52,13 +53,24 @@ def open_other(source: Source) -> Iterator[Any]:
 
 
 def frames_of(file: Any) -> int:
-    """Frames of an open file: as its header says or, where that does not know, as many as can be decoded."""
+    """Frames of an open file: as its header says or, where that does not know, as many as can be decoded.
+
+    Without a table of contents, the length of an MP3 is a guess from its first frames; it counts if the end is there.
+    """
     if file.frames < _UNKNOWN:
-        return int(file.frames)
+        if file.format not in MP3 or _end_is_there(file):
+            return int(file.frames)
+        file.seek(0)
     count = 0
     while got := len(file.read(_BLOCK >> 4, dtype="int16", always_2d=True)):
         count += got
     return count
+
+
+def _end_is_there(file: Any) -> bool:
+    last = min(int(file.frames), file.samplerate // 50)
+    file.seek(file.frames - last)
+    return len(file.read(last, dtype="int16", always_2d=True)) == last
 
 
 def decode(file: Any, start: int, count: int | None) -> tuple[NDArray[Any], int]:
