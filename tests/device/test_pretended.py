@@ -26,6 +26,7 @@ from nest_fn.train.data.dataset import load_batch
 from nest_fn.train.data.transfer import to_device
 from nest_fn.train.downstream.extract import extract, tokenize
 from nest_fn.train.downstream.inference import Model, open_audio
+from nest_fn.train.downstream.settings import inference_config
 from nest_fn.train.downstream.utterance_probe import _pooled
 from nest_fn.train.finetune.context import with_targets
 from nest_fn.train.run.batch import micro_batches
@@ -188,12 +189,15 @@ def test_extraction_tokens_probes_and_recognition(corpus: Corpus, tmp_path: Path
     cfg = Config.preset("tiny")
     trees = init(key(0), cfg)
     dataset = open_audio(corpus.valid, cfg)
+    windowed = open_audio(corpus.valid, cfg, data=inference_config("extract", cfg, ["data.batch_seconds=1.1"]).data)
     scores: dict[str, Any] = {}
     for name, model in (("here", Model(*trees, cfg)), ("there", Model(*on_device(trees), cfg))):
         with pretending() if name == "there" else nullcontext():
             assert len(list(extract(model, dataset, tmp_path / name / "features"))) == 4
             assert len(list(tokenize(model, dataset, tmp_path / name / "tokens"))) == 4
-            pooled = _pooled(dataset, (model.params, model.state), cfg)
+            assert len(list(extract(model, windowed, tmp_path / name / "windows"))) == 4
+            assert len(list(tokenize(model, windowed, tmp_path / name / "tokens of windows"))) == 4
+            pooled = [_pooled(one, (model.params, model.state), cfg) for one in (dataset, windowed)]
             raw = load_batch(dataset, next(iter(dataset.plan(0))), 0)
             device = device_of(model.params)
             texts = Transcripts({}, {name: [1, 2] for name in raw["ids"] if name})

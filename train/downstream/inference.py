@@ -99,7 +99,7 @@ def open_audio(
         files = [str(_manifest_of(Path(files[0]), scratch / "input.jsonl"))]
     if data is None:
         data = DataConfig(
-            min_duration=0.0, max_duration=86400.0, batch_seconds=60.0, min_audio=0.0, num_workers=0, channel="mix"
+            min_duration=0.0, max_duration=1e9, batch_seconds=60.0, min_audio=0.0, num_workers=0, channel="mix"
         )
     longest = data.batch_seconds / data.row_multiple
     return open_dataset(

@@ -46,7 +46,7 @@ def inference_config(
     ``ConfigError`` and ``UsageError``, as ``with_settings``.
     """
     data = DataConfig(
-        min_duration=0.0, max_duration=86400.0, batch_seconds=60.0, channel="mix",
+        min_duration=0.0, max_duration=1e9, batch_seconds=60.0, channel="mix",
         min_audio=cfg.data.min_audio if min_audio is None else min_audio,
     )  # fmt: skip
     trainer = TrainerConfig(compile="off")
