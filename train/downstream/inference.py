@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +19,7 @@ from nest_fn.interop.convert import read_any
 from nest_fn.layers.tree import tree_map
 from nest_fn.layers.types import Params, State, Tensor
 from nest_fn.train.data.audio_files.audio import AUDIO_SUFFIXES, audio_info
+from nest_fn.train.data.audio_files.remote import is_remote
 from nest_fn.train.data.corpus_tools import audio_files
 from nest_fn.train.data.dataset import Dataset, batches, open_dataset
 from nest_fn.train.distributed.collectives import Ranks
@@ -96,7 +97,7 @@ def open_audio(
     if len(files) == 1 and (Path(files[0]).is_dir() or files[0].lower().endswith(AUDIO_SUFFIXES)):
         if scratch is None:
             raise DataError(f"{files[0]}: want a manifest here; make one with nest-fn data scan")
-        files = [str(_manifest_of(Path(files[0]), scratch / "input.jsonl"))]
+        files = [str(_manifest_of(files[0], scratch / "input.jsonl"))]
     if data is None:
         data = DataConfig(
             min_duration=0.0, max_duration=1e9, batch_seconds=60.0, min_audio=0.0, num_workers=0, channel="mix"
@@ -136,12 +137,18 @@ def utterances(dataset: Dataset, job: Job = ALONE) -> Iterator[Utterances]:
             job.reporter.progress(int(seconds), total, values)
 
 
-def _manifest_of(source: Path, manifest: Path) -> Path:
-    """Write a manifest of a file, or of all audio below a folder, with absolute paths."""
-    paths = list(audio_files(str(source))) if source.is_dir() else [str(source)]
+def _manifest_of(source: str, manifest: Path) -> Path:
+    """Write a manifest of a file or an address, or of all audio below a folder, with absolute paths."""
+    if is_remote(source):
+        return _write_lines([{"audio_filepath": source}], manifest)
+    paths = list(audio_files(source)) if Path(source).is_dir() else [source]
     if not paths:
         raise DataError(f"{source}: no audio file below it; looked for {', '.join(AUDIO_SUFFIXES)}")
     lines = [{"audio_filepath": os.path.abspath(path), "duration": audio_info(path).duration} for path in paths]
+    return _write_lines(lines, manifest)
+
+
+def _write_lines(lines: Sequence[Mapping[str, object]], manifest: Path) -> Path:
     manifest.parent.mkdir(parents=True, exist_ok=True)
     manifest.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return manifest

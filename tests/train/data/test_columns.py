@@ -61,6 +61,8 @@ _LINES = [
     '{"audio_filepath": "x", "duration": 1, "shard_id": -1}',
     '{"audio_filepath": "x", "duration": 1, "shard_id": null}',
     '{"audio_filepath": "x", "duration": 1, "shard_id": true}',
+    '{"audio_filepath": "x", "duration": 1, "channel": 1}', '{"audio_filepath": "x", "channel": [0, 2], "duration": 1}',
+    '{"audio_filepath": "x", "duration": 1, "channel": "left"}', '{"audio_filepath": "x", "channel": -1}',
  '{"audio_filepath": "x", "duration": -1}', "\ufeff{}",
     '{"audio_filepath": "\\udcff", "duration": 1}', '{"audio_filepath": "\\ud800", "duration": 1}', '{"a": [',
     '1]}', '{"a": "', '"}', '{"audio_filepath": " ", "duration": 1}', '{"audio_filepath": "c", "duration": NaN}',

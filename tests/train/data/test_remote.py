@@ -70,6 +70,7 @@ def test_commands_read_addresses(memory: Any, tmp_path: Path, capsys: Captured) 
     assert [line["audio_filepath"] for line in index] == ["memory://corpus/a.wav", "memory://corpus/b.wav"]
     run = ["pretrain", "-c", "tiny", "data.train=memory://corpus/m.jsonl", "trainer.max_steps=1", "encoder.n_layers=1"]
     assert main([*run, cache, "--folder", str(tmp_path / "run")]) == 0
+    assert main([*words[:2], "memory://corpus/a.wav", "--out", str(tmp_path / "one"), cache]) == 0
     (tmp_path / "m.jsonl").write_text('{"audio_filepath": "memory://corpus/none.wav", "duration": 1.0}\n')
     capsys.readouterr()
     assert main([*words[:2], str(tmp_path / "m.jsonl"), "--out", str(tmp_path / "none"), cache]) == 3
