@@ -59,6 +59,7 @@ class Stage:
             "report": {"runs": ["run"], "out": ["out/new.html"], "utterances": ["0"]},
             "study": {"study": ["study.yaml"], "folder": out, "array": ["out/new.sh"]},
             "data scan": {"folder": ["audio"], "manifest": ["out/new.jsonl"]},
+            "data import": {"source": ["cuts.jsonl"], "out": out},
             "data validate": {"manifest": data},
             "data stats": {"manifest": data},
             "data shard": {"manifest": data, "out": out, "shards": ["1"]},
@@ -127,6 +128,8 @@ def _good() -> None:
         known = {"speaker": f"s{number % 2}", "text": "ab"}
         lines.append({"audio_filepath": f"a{number}.wav", "duration": len(samples) / 16000, **known})
     write_manifest("m.jsonl", lines)
+    source = {"type": "file", "channels": [0], "source": "a0.wav"}
+    write_manifest("cuts.jsonl", [{"id": "a", "sources": [source], "duration": 1.0}])
     data = ", ".join(["data.train=m.jsonl", "data.valid=m.jsonl", *_TINY])
     Path("study.yaml").write_text(f"config: tiny\noverrides: [{data}]\nseeds: [0]\narms: {{a: []}}\n")
     cfg = Config.preset("tiny", _TINY[:2])
