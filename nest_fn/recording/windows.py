@@ -117,14 +117,10 @@ def over_windows(
         yield Piece(window.begin, tuple(layer[0, kept] for layer in made), mel[:, :, inside])
 
 
-def _window_mel(
-    read: Read, samples: int, window: Window, factor: int, statistics: Statistics, cfg: Config
-) -> Tensor:  # fmt: skip
-    total = frames(samples, cfg.preprocessor)
+def _window_mel(read: Read, samples: int, window: Window, factor: int, statistics: Statistics, cfg: Config) -> Tensor:
     at_end = window.last == encoder_frames(samples, cfg)
-    mel = mel_frames(
-        read, samples, window.first * factor, total if at_end else window.last * factor, cfg.preprocessor
-    )  # fmt: skip
+    last = frames(samples, cfg.preprocessor) if at_end else window.last * factor
+    mel = mel_frames(read, samples, window.first * factor, last, cfg.preprocessor)
     return normalized(mel, statistics, cfg.preprocessor)
 
 

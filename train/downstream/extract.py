@@ -40,6 +40,7 @@ from .settings import lasting_settings, model_alone
 Arrays = dict[str, NDArray[Any]]
 FORMATS = ("npy", "npz", "safetensors")
 INDEX = "index.jsonl"
+_BLOCK = 1 << 22  # numbers that are looked at together
 
 
 class Make(NamedTuple):
@@ -213,7 +214,8 @@ def _mixed(each: Tensor, mixture: Tensor | None) -> Tensor:
 
 
 def _check_finite(arrays: Arrays, where: str) -> None:
-    if not all(np.isfinite(array).all() for array in arrays.values()):
+    blocks = (array.reshape(-1)[at : at + _BLOCK] for array in arrays.values() for at in range(0, array.size, _BLOCK))
+    if not all(np.isfinite(block).all() for block in blocks):
         raise DataError(f"{where}: what the model makes of it is not finite; look at it with nest-fn data validate, or "
                         "at the model's weights")  # fmt: skip
 

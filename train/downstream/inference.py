@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -102,7 +103,8 @@ def open_audio(
         data = DataConfig(
             min_duration=0.0, max_duration=1e9, batch_seconds=60.0, min_audio=0.0, num_workers=0, channel="mix"
         )
-    longest = data.batch_seconds / data.row_multiple
+    windowed = cfg.encoder.reduction is None  # frames of two rates are not joined
+    longest = data.batch_seconds / data.row_multiple if windowed else math.inf
     return open_dataset(
         replace(data, valid=tuple(files)), 0, split="valid", sample_rate=cfg.sample_rate, longest=longest
     )

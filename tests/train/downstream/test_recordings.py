@@ -85,6 +85,14 @@ def test_with_full_attention_the_window_is_part_of_the_origin(
     assert main([*again, "--batch-seconds", "6"]) == 2 and "window_s was 5.0" in capsys.readouterr().err
 
 
+def test_frames_of_two_rates_are_not_joined(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cfg = Config.preset("tiny", [*LIMITED, "encoder.reduction=pooling", "encoder.reduction_factor=2"])
+    checkpoint.save(tmp_path / "model", *init(key(1), cfg), cfg)
+    words = ["extract", str(tmp_path / "model"), str(folder / "long.wav"), "--out", str(tmp_path / "out")]
+    assert main([*words, "--batch-seconds", "4"]) == 2
+    assert "batch_seconds 4.0 cannot hold" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_probe_takes_long_utterances(folder: Path) -> None:
     manifest = str(folder / "all.jsonl")
     words = ["probe", str(folder / "limited"), "--label", "kind", "--train", manifest, "--test", manifest]
