@@ -1,6 +1,6 @@
 """NeMo's own NEST step, for comparison: run by an interpreter that has ``nemo_toolkit``, never by this library's.
 
-    OMP_WAIT_POLICY=PASSIVE nemo-env/bin/python peer_nemo.py '{"threads": 1, "device": "cpu", ...}'
+    nemo-env/bin/python peer_nemo.py '{"threads": 1, "device": "cpu", ...}'
 
 It keeps the rules of ``server.py``. A step is NeMo's denoising pre-training: mel features of a clean and of a noisy
 signal, quantizer, block masking, encoder, decoder, masked loss, gradients, AdamW with Noam's schedule. The noisy signal

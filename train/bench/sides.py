@@ -41,14 +41,14 @@ class Side:
     def __init__(
         self, command: Sequence[str], settings: dict[str, Any], machine: Machine, environment: Mapping[str, str]
     ) -> None:
-        # A waiting thread sleeps: by default OpenMP's spin, and take the cores that the other side is timed on.
-        quiet = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(machine.threads)}
+        # How long threads spin, ``nest-fn`` has set for all sides alike.
+        threads = {"OMP_NUM_THREADS": str(machine.threads)}
         words = [*command, json.dumps(settings | machine._asdict())]
         self.name = command[0]
         self.said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - a pipe that nobody reads would fill up
         self.process = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.said, text=True,
-            env={**os.environ, **quiet, **environment},
+            env={**os.environ, **threads, **environment},
         )  # fmt: skip
         self.about = self._read()
 

@@ -34,6 +34,8 @@ EPILOG = """exit codes: 0 done, 1 failure, 2 usage or config, 3 data, 4 checkpoi
 75 saved after a signal, as SIGTERM, SIGUSR1 or SIGHUP (start again to go on), 130 Ctrl-C, 141 results were not wholly
 printed, for their reader went away; a command whose product is a file goes on without a reader"""
 
+SPINS = "10000"
+"""Turns of a loop for which a thread waits before it sleeps: some microseconds, where OpenMP's own are milliseconds."""
 _MISNAMED = (  # a path on the command line cannot be read or written: a usage error, not a fault of the machine
     errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EROFS,
 )  # fmt: skip
@@ -42,11 +44,12 @@ _MISNAMED = (  # a path on the command line cannot be read or written: a usage e
 def process() -> NoReturn:
     """The entry point of ``nest-fn``: run one command and end the process with its exit code.
 
-    OpenMP's threads sleep where they wait, unless the user's environment says otherwise: by default they spin, and
-    where another process wants their core, a step takes several times as long (docs/performance.md, "Threads").
-    Read by OpenMP when torch is first imported, which no command has done yet.
+    OpenMP's threads soon sleep where they wait, unless the user's environment says otherwise: by default they spin for
+    so long that where another process wants their core, a step takes many times as long (docs/performance.md,
+    "Threads"). Read by OpenMP when torch is first imported, which no command has done yet.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     leave(main())
 
 

@@ -79,11 +79,12 @@ def _torchaudio() -> str:
 
 
 def _cpu() -> str:
-    policy = os.environ.get("OMP_WAIT_POLICY", "not set, so they spin").lower()
+    spins = os.environ.get("GOMP_SPINCOUNT")
+    waiting = f"GOMP_SPINCOUNT is {spins}" if spins else f"OMP_WAIT_POLICY is {os.environ.get('OMP_WAIT_POLICY')}"
     able = torch.cpu.get_capabilities()
     known = [name for name in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16") if able.get(name)]
     return (
-        f"CPU: {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads, OMP_WAIT_POLICY is {policy}; "
+        f"CPU: {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads, {waiting}; "
         f"{', '.join(known) or able.get('architecture', 'unknown')}"
     )
 

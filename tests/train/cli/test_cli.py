@@ -97,13 +97,22 @@ def test_dry_run(corpus: Corpus, tmp_path: Path, capsys: Captured) -> None:
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("given, told", [(None, "passive"), ("ACTIVE", "active")])
-def test_waiting_threads_sleep_unless_the_user_says_otherwise(given: str | None, told: str, tmp_path: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
+@pytest.mark.parametrize(
+    "given, told",
+    [
+        ({}, "GOMP_SPINCOUNT is 10000"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "OMP_WAIT_POLICY is ACTIVE"),
+        ({"GOMP_SPINCOUNT": "77"}, "GOMP_SPINCOUNT is 77"),
+    ],
+)
+def test_waiting_threads_soon_sleep_unless_the_user_says_otherwise(
+    given: dict[str, str], told: str, tmp_path: Path
+) -> None:
+    ours = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    environment = {name: value for name, value in os.environ.items() if name not in ours} | given
     command = [sys.executable, "-m", "nest_fn.train", "doctor", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
-    assert f"OMP_WAIT_POLICY is {told}" in done.stdout
+    assert told in done.stdout
 
 
 def test_doctor(tmp_path: Path, capsys: Captured) -> None:
