@@ -43,5 +43,6 @@ def lanes_above(key: Tensor, bound: int, count: int, constants: tuple[int, int, 
     packed = torch.empty((keys.shape[0], n), dtype=torch.int32, device=key.device)
     if packed.numel():
         gamma, m1, m2 = constants
-        lanes_above_kernel[(keys.shape[0] * blocks,)](keys, packed, bound, n, blocks, gamma, m1, m2, BLOCK)
+        with torch.accelerator.device_index(keys.device.index):  # Triton launches on the current device
+            lanes_above_kernel[(keys.shape[0] * blocks,)](keys, packed, bound, n, blocks, gamma, m1, m2, BLOCK)
     return packed.view(torch.bool)[:, :count].reshape(*key.shape[:-1], count)

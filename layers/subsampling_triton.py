@@ -106,11 +106,11 @@ def forward(x: Tensor, lengths: Tensor, first: Tensor, second: Tensor, shape: tu
     channels, count = first.shape[1], batch * wide * narrow
     y = torch.empty((batch, wide, narrow, channels), dtype=first.dtype, device=x.device)
     grid = (triton.cdiv(count, POSITIONS), triton.cdiv(channels, CHANNELS))
-    forward_kernel[grid](
-        x.contiguous(), lengths.contiguous(), first.contiguous(), second.contiguous(), y, count, frames, bins, once,
-        wide, narrow, channels, pad, POSITIONS, CHANNELS, TAPS,
-        _precision(x),
-    )  # fmt: skip
+    with torch.accelerator.device_index(x.device.index):  # Triton launches on the current device
+        forward_kernel[grid](
+            x.contiguous(), lengths.contiguous(), first.contiguous(), second.contiguous(), y, count, frames, bins,
+            once, wide, narrow, channels, pad, POSITIONS, CHANNELS, TAPS, _precision(x),
+        )  # fmt: skip
     return y
 
 
@@ -123,9 +123,9 @@ def backward(
     count = batch * wide * narrow
     programs = min(PROGRAMS, triton.cdiv(count, POSITIONS))
     partial = torch.empty((programs, 2, TAPS, channels), dtype=torch.float32, device=x.device)
-    backward_kernel[(programs, triton.cdiv(channels, CHANNELS))](
-        grad.contiguous(), x.contiguous(), lengths.contiguous(), first.contiguous(), second.contiguous(), partial,
-        count, frames, bins, once, wide, narrow, channels, pad, POSITIONS, CHANNELS, TAPS,
-        _precision(x),
-    )  # fmt: skip
+    with torch.accelerator.device_index(x.device.index):
+        backward_kernel[(programs, triton.cdiv(channels, CHANNELS))](
+            grad.contiguous(), x.contiguous(), lengths.contiguous(), first.contiguous(), second.contiguous(), partial,
+            count, frames, bins, once, wide, narrow, channels, pad, POSITIONS, CHANNELS, TAPS, _precision(x),
+        )  # fmt: skip
     return partial[:, 0].sum(0), partial[:, 1].sum(0)

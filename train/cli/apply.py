@@ -96,9 +96,10 @@ def _apply(
     args: argparse.Namespace, command: str, write: Callable[..., Iterator[str]], **options: Any
 ) -> int:  # fmt: skip
     """Open model and audio, and write a file for each utterance, alone or as one of several ranks; the exit code."""
-    from nest_fn.train.downstream.inference import Job, load_model, open_audio, place, prepare_device
+    from nest_fn.train.downstream.inference import Job, load_model, open_audio, place
     from nest_fn.train.downstream.settings import inference_config, seconds_per_frame
     from nest_fn.train.reporter import NullReporter
+    from nest_fn.train.run.device import prepare_device
     from nest_fn.train.signals import stop_requests
 
     from .console import ConsoleReporter
@@ -175,8 +176,9 @@ def _probe(args: argparse.Namespace) -> int:
 def _transcribe(args: argparse.Namespace) -> int:
     from nest_fn.layers.tree import tree_map
     from nest_fn.train.ctc.model_files import load_recogniser
-    from nest_fn.train.downstream.inference import open_audio, prepare_device
+    from nest_fn.train.downstream.inference import open_audio
     from nest_fn.train.downstream.settings import inference_config
+    from nest_fn.train.run.device import prepare_device
 
     if is_distributed():
         raise UsageError("transcribe: runs in one process; start it without torchrun, on a part of the audio each.")

@@ -80,7 +80,9 @@ def _torchaudio() -> str:
 
 def _cpu() -> str:
     spins = os.environ.get("GOMP_SPINCOUNT")
-    waiting = f"GOMP_SPINCOUNT is {spins}" if spins else f"OMP_WAIT_POLICY is {os.environ.get('OMP_WAIT_POLICY')}"
+    waiting = (
+        f"GOMP_SPINCOUNT is {spins}" if spins else f"OMP_WAIT_POLICY is {os.environ.get('OMP_WAIT_POLICY', 'not set')}"
+    )
     able = torch.cpu.get_capabilities()
     known = [name for name in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16") if able.get(name)]
     return (

@@ -24,11 +24,8 @@ from nest_fn.train.data.audio_files.remote import is_remote
 from nest_fn.train.data.corpus_tools import audio_files
 from nest_fn.train.data.dataset import Dataset, batches, open_dataset
 from nest_fn.train.distributed.collectives import Ranks
-from nest_fn.train.distributed.launch import SINGLE
-from nest_fn.train.distributed.launch import Job as LaunchedJob
 from nest_fn.train.errors import DataError
 from nest_fn.train.reporter import NullReporter, Reporter
-from nest_fn.train.run.device import check_precision, choose_device, keep_freed_memory
 
 _REPORT_S = 5.0  # seconds between two reports of progress
 
@@ -64,19 +61,6 @@ class Utterances(NamedTuple):
 def load_model(path: str | Path) -> Model:
     """Load any checkpoint, ours or the reference's, or a run folder's newest valid one. Raises ``CheckpointError``."""
     return Model(*read_any(path))
-
-
-def prepare_device(cfg: Config, job: LaunchedJob = SINGLE) -> torch.device:
-    """The device that ``trainer.device`` names, with the process set up for it. Raises ``UsageError``."""
-    device = choose_device(cfg.trainer.device, job)
-    check_precision(cfg.trainer.precision, device)
-    if device.type == "cuda" and not job.ranks.is_single:
-        torch.cuda.set_device(device)  # NCCL wants to know
-    if cfg.trainer.threads > 0:
-        torch.set_num_threads(cfg.trainer.threads)
-    if device.type == "cpu":
-        keep_freed_memory()
-    return device
 
 
 def place(model: Model, cfg: Config, device: torch.device) -> Model:

@@ -25,8 +25,9 @@ from nest_fn.recording.windows import encoder_frames, recording_features
 from nest_fn.train.data.dataset import Dataset
 from nest_fn.train.errors import DataError
 from nest_fn.train.reporter import NullReporter, Reporter
+from nest_fn.train.run.device import prepare_device
 
-from .inference import ALONE, Job, Model, load_model, open_audio, place, prepare_device, utterances
+from .inference import ALONE, Job, Model, load_model, open_audio, place, utterances
 from .linear_probe import accuracy, choose, fit_linear_probe, mean_pool
 from .recordings import Recording, recordings
 from .settings import inference_config

@@ -26,10 +26,9 @@ from nest_fn.train.ctc.step import Recipe, start
 from nest_fn.train.ctc.tokens import Tokenizer
 from nest_fn.train.ctc.transcripts import training_transcripts, validation_transcripts
 from nest_fn.train.distributed.launch import Job
-from nest_fn.train.downstream.inference import prepare_device
 from nest_fn.train.keys import init_key, root_key
 from nest_fn.train.reporter import NullReporter, Reporter
-from nest_fn.train.run.device import is_compiled
+from nest_fn.train.run.device import is_compiled, prepare_device
 from nest_fn.train.run.inductor import inductor
 from nest_fn.train.run.record.log_file import LogFile, logged
 from nest_fn.train.run.record.run_folder import RunFolder

@@ -30,7 +30,7 @@ from nest_fn.train.reporter import NullReporter, Reporter
 from nest_fn.train.step.compiled import EAGER, StepParts, compile_parts
 from nest_fn.train.step.recompute import recompute_blocks
 
-from .device import check_precision, choose_device, is_compiled, keep_freed_memory
+from .device import is_compiled, prepare_device
 from .inductor import inductor
 from .record.background import BackgroundSave
 from .record.loggers import Loggers, open_loggers
@@ -121,15 +121,8 @@ def open_run(
     cfg: Config, folder: RunFolder, reporter: Reporter, job: Job = SINGLE, initial: Initial | None = None
 ) -> Run:
     """Read the data and choose the device. Raises ``DataError``, ``UsageError``."""
-    device = choose_device(cfg.trainer.device, job)
-    check_precision(cfg.trainer.precision, device)
+    device = prepare_device(cfg, job)
     check_frames(cfg)
-    if device.type == "cuda" and not job.ranks.is_single:
-        torch.cuda.set_device(device)  # NCCL wants to know
-    if cfg.trainer.threads > 0:
-        torch.set_num_threads(cfg.trainer.threads)
-    if device.type == "cpu":
-        keep_freed_memory()
     if cfg.trainer.deterministic:
         torch.use_deterministic_algorithms(True)
     speaker = reporter if job.ranks.is_main else NullReporter()

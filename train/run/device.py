@@ -32,6 +32,19 @@ def choose_device(name: str, job: Job | None = None) -> torch.device:
     return device
 
 
+def prepare_device(cfg: Config, job: Job | None = None) -> torch.device:
+    """The device that ``trainer.device`` names, with the process set up for it. Raises ``UsageError``."""
+    device = choose_device(cfg.trainer.device, job)
+    check_precision(cfg.trainer.precision, device)
+    if device.type == "cuda" and job is not None and not job.ranks.is_single:
+        torch.cuda.set_device(device)  # NCCL wants to know
+    if cfg.trainer.threads > 0:
+        torch.set_num_threads(cfg.trainer.threads)
+    if device.type == "cpu":
+        keep_freed_memory()
+    return device
+
+
 def is_compiled(cfg: Config, device: torch.device) -> bool:
     """``auto`` compiles where CUDA is; on a CPU eager is as fast and starts at once."""
     return cfg.trainer.compile == "on" or (cfg.trainer.compile == "auto" and device.type == "cuda")

@@ -11,11 +11,13 @@ import torch
 
 from nest_fn.config import Config
 from nest_fn.layers import random
+from nest_fn.train.bench import report
 from nest_fn.train.bench.laws import laws, slope, step_flops
 from nest_fn.train.bench.rates import timed
 from nest_fn.train.bench.server import answers
 from nest_fn.train.bench.sides import Machine, Side, peer_settings
 from nest_fn.train.bench.workload import Case, Shape, made_up_batch
+from nest_fn.train.cli import bench
 from nest_fn.train.cli.main import main
 from nest_fn.train.errors import UsageError
 from nest_fn.train.step.step import init_train_state, make_step
@@ -86,6 +88,11 @@ def test_the_peer_gets_the_sizes_of_the_preset() -> None:
     json.dumps(settings)
     with pytest.raises(UsageError, match="not NeMo's pre_conv step"):
         peer_settings(Case("nest_small", TINY.shape, ("mask_position=post_conv",)))
+
+
+def test_the_command_names_the_sections_that_there_are() -> None:
+    """Twice, since the help of a command imports no torch."""
+    assert tuple(report.SECTIONS) == bench.SECTIONS
 
 
 def test_clocks_return_results() -> None:

@@ -18,6 +18,7 @@ from nest_fn.train.data.audio_files.wav import write_wav
 from nest_fn.train.distributed.collectives import Ranks
 from nest_fn.train.downstream import extract as extraction
 from nest_fn.train.downstream import inference
+from nest_fn.train.run import device
 from tests.train.conftest import Corpus
 
 Captured = pytest.CaptureFixture[str]
@@ -51,7 +52,7 @@ def test_settings_of_the_job(command: str, model: str, corpus: Corpus, tmp_path:
 def test_half_precision_is_half_precision(
     model: str, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inference, "check_precision", lambda *_: None)  # this CPU may have no bfloat16, which is slow
+    monkeypatch.setattr(device, "check_precision", lambda *_: None)  # this CPU may have no bfloat16, which is slow
     for precision in ("fp32", "bf16"):
         out = ["--out", str(tmp_path / precision), f"trainer.precision={precision}"]
         assert main(["extract", model, corpus.valid, *out]) == 0

@@ -19,8 +19,8 @@ from nest_fn.checkpoint.model_files import load
 from nest_fn.layers.tree import flatten
 from nest_fn.train.cli.main import main
 from nest_fn.train.ctc.model_files import load_recogniser
-from nest_fn.train.downstream import inference
 from nest_fn.train.finetune import loop
+from nest_fn.train.run import device
 
 from .conftest import finetuning, write_lines
 
@@ -202,7 +202,7 @@ def precision(words: tuple[str, ...]) -> str:
 
 
 def test_precision_and_scratch_change_the_result(spoken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inference, "check_precision", lambda *_: None)  # this CPU may have no bfloat16, which is slow
+    monkeypatch.setattr(device, "check_precision", lambda *_: None)  # this CPU may have no bfloat16, which is slow
     found = {}
     for name, more in {"plain": (), "bf16": ("trainer.precision=bf16",), "scratch": ("--from-scratch",)}.items():
         assert main(finetuning(spoken, tmp_path / name, "trainer.max_steps=2", *more)) == 0

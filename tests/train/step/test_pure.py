@@ -33,7 +33,9 @@ _MODULES = re.compile(
 )
 _CALLS = re.compile(
     r"^(open|input|print|eval|exec|globals|vars)$"
-    r"|^torch\.(cuda|mps|xpu|accelerator)\.(?!Event$|Stream$)|^torch\.((get|set)_\w+|load|save)$|^torch\.backends\."
+    # A kernel of Triton is launched under ``device_index``, which asks nothing and puts things back.
+    r"|^torch\.(cuda|mps|xpu|accelerator)\.(?!Event$|Stream$|device_index$)"
+    r"|^torch\.((get|set)_\w+|load|save)$|^torch\.backends\."
 )
 
 
