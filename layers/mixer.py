@@ -1,4 +1,4 @@
-"""Many cheap decisions from one key: a counter through a 64-bit mixer, four 16-bit lanes a word.
+"""Many cheap bits from one key: a counter through a 64-bit mixer, a word or four 16-bit lanes each.
 
     z = ((i + 1) * GAMMA + seed) ^ offset       seed, offset: the two numbers of the key
     z = (z ^ z >> 27) * M1
@@ -83,7 +83,8 @@ def _by_shifts(key: Key, bound: int, count: int) -> Tensor:
 
 def words(key: Key, counters: Tensor) -> Tensor:
     """Keys int64 ``[..., 2]``, counters int64 ``[n]`` -> their words, int64 ``[..., n]``."""
-    return mix(((counters + 1) * _GAMMA + key[..., :1]).bitwise_xor_(key[..., 1:]))
+    # ``^ 0``: Inductor takes sums and products of counters for indices, which it computes in 32 bits on a GPU.
+    return mix((((counters + 1) ^ 0) * _GAMMA + key[..., :1]).bitwise_xor_(key[..., 1:]))
 
 
 def mix(z: Tensor) -> Tensor:

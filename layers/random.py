@@ -1,4 +1,4 @@
-"""The only source of bits: Philox4x32-10 in int64 tensor arithmetic, from keys that are values; SplitMix64 for dropout.
+"""The only source of bits, from keys that are values: Philox4x32-10 in int64 arithmetic, and a mixer for long draws.
 
 A key is int64 ``[..., 2]`` holding ``(seed, offset)``, both 64-bit patterns. Counter block ``i`` of a key is
 ``philox(counter=(lo, hi of offset + i, 0, 0), key=(lo, hi of seed))``, four 32-bit words. From these words:
@@ -7,7 +7,9 @@ A key is int64 ``[..., 2]`` holding ``(seed, offset)``, both 64-bit patterns. Co
 * ``split(key, n)[i] = fold_in(key, i)``;
 * ``uniform``: element ``4 c + j`` is the low 24 bits of word ``j`` of block ``c``, times 2^-24;
 * ``dropout_mask``: element ``4 i + j`` is lane ``j`` (16 bits, low lanes first) of ``mix(i)``, a 64-bit word
-  (``layers/mixer.py``), at a tenth of Philox's cost.
+  (``layers/mixer.py``), at a tenth of Philox's cost;
+* ``normal``: elements ``2 i`` and ``2 i + 1`` are ``radius cos, radius sin``; the radius is from the upper half of
+  ``mix(i)``, the angle from the lower.
 
 So the same key must not be used twice: ``split`` reads the words that ``uniform`` would draw from. The bits are equal
 eager, compiled, under ``vmap``, on CPU and GPU; golden vectors in ``tests/layers/test_random.py`` freeze this page.
@@ -21,7 +23,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .mixer import lanes_above
+from . import mixer
 from .types import Key, Tensor
 
 _M = 0xFFFFFFFF
@@ -138,13 +140,12 @@ def _per_key(key: Key, shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(shape[len(lead) :])
 
 
-def _blocks(key: Key, n: int) -> list[tuple[Tensor, ...]]:
-    """The words of blocks ``0..n-1``, in pieces small enough for the cache when eager, whole when compiled."""
+def _counters(key: Key, n: int) -> tuple[Tensor, ...]:
+    """The numbers ``0..n-1``, in pieces small enough for the cache when eager, whole when compiled."""
     counters = torch.arange(n, device=key.device)
     if torch.compiler.is_compiling() or key.device.type != "cpu":
-        return [_words(key, counters)]
-    rows, round_keys = max(1, math.prod(key.shape[:-1])), _round_keys(key[..., :1])
-    return [_words(key, piece, round_keys) for piece in counters.split(max(1, _CHUNK // rows))]
+        return (counters,)
+    return counters.split(max(1, _CHUNK // max(1, math.prod(key.shape[:-1]))))
 
 
 def bits(key: Key, shape: Sequence[int]) -> Tensor:
@@ -154,8 +155,9 @@ def bits(key: Key, shape: Sequence[int]) -> Tensor:
     if key.is_meta:
         return _unknown(shape)
     n = math.prod(wanted)
-    pieces = _blocks(key, -(-n // 4))
-    words = torch.cat([torch.stack(piece, dim=-1).flatten(-2) for piece in pieces], dim=-1)
+    round_keys = _round_keys(key[..., :1])
+    blocks = [_words(key, piece, round_keys) for piece in _counters(key, -(-n // 4))]
+    words = torch.cat([torch.stack(block, dim=-1).flatten(-2) for block in blocks], dim=-1)
     return words[..., :n].reshape(shape)
 
 
@@ -177,12 +179,16 @@ def normal(key: Key, shape: Sequence[int], dtype: torch.dtype = torch.float32) -
     if key.is_meta:
         return _unknown(shape, dtype)
     n = math.prod(wanted)
-    half = -(-n // 2)
-    u = bits(key, (*key.shape[:-1], 2 * half)).to(torch.float64).unflatten(-1, (half, 2))
-    radius = torch.sqrt(-2.0 * torch.log((u[..., 0] + 0.5) * 2.0**-32))
-    angle = u[..., 1] * (2.0 * math.pi * 2.0**-32)
-    pairs = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1).flatten(-2)
-    return pairs[..., :n].reshape(shape).to(dtype)
+    pieces = [_box_muller(mixer.words(key, piece)).to(dtype) for piece in _counters(key, -(-n // 2))]
+    return torch.cat(pieces, dim=-2).flatten(-2)[..., :n].reshape(shape)
+
+
+def _box_muller(words: Tensor) -> Tensor:
+    """Random words int64 ``[..., n]`` -> pairs of normal numbers, float64 ``[..., n, 2]``, none above 6.7."""
+    # In float64 and rounded at the end: in float32, log and cos differ by where in a vector register they are computed.
+    radius = torch.sqrt(-2.0 * torch.log((((words >> 32) & _M).to(torch.float64) + 0.5) * 2.0**-32))
+    angle = (words & _M).to(torch.float64) * (2.0 * math.pi * 2.0**-32)
+    return torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
 
 
 def dropout_mask(key: Key, rate: float, shape: Sequence[int]) -> Tensor:
@@ -197,7 +203,7 @@ def dropout_mask(key: Key, rate: float, shape: Sequence[int]) -> Tensor:
     threshold = round(rate * 65536)
     if threshold in (0, 65536):
         return torch.full(tuple(shape), threshold == 0, dtype=torch.bool, device=key.device)
-    return lanes_above(key, threshold - 32769, math.prod(wanted)).reshape(shape)
+    return mixer.lanes_above(key, threshold - 32769, math.prod(wanted)).reshape(shape)
 
 
 def bernoulli(key: Key, probability: float | Tensor, shape: Sequence[int]) -> Tensor:

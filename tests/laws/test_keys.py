@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from nest_fn.layers import random
+from nest_fn.layers import mixer, random
 
 from .registry import ALL, Example, key, model
 
@@ -45,7 +45,7 @@ def test_without_chance_the_key_is_not_read(example: Example) -> None:
 
 
 def blocks_read(monkeypatch: pytest.MonkeyPatch, example: Example) -> Counter[tuple[int, int]]:
-    """How often one call reads each counter block (seed, position); a dropout mask counts as the key's first."""
+    """How often one call reads each counter block (seed, position); a draw from the mixer is its first."""
     read: Counter[tuple[int, int]] = Counter()
     words = random._words
 
@@ -54,14 +54,19 @@ def blocks_read(monkeypatch: pytest.MonkeyPatch, example: Example) -> Counter[tu
         read.update(zip(seeds.flatten().tolist(), positions.flatten().tolist(), strict=True))
         return words(keys, blocks, *schedule)
 
-    lanes = random.lanes_above
+    lanes, normal = mixer.lanes_above, random.normal
 
     def watched_lanes(keys: torch.Tensor, bound: int, count: int) -> torch.Tensor:
         read.update(tuple(key) for key in keys.reshape(-1, 2).tolist())
         return lanes(keys, bound, count)
 
+    def watched_normal(keys: torch.Tensor, *shape_and_type: Any) -> torch.Tensor:
+        read.update(tuple(key) for key in keys.reshape(-1, 2).tolist())
+        return normal(keys, *shape_and_type)
+
     monkeypatch.setattr(random, "_words", watched)
-    monkeypatch.setattr(random, "lanes_above", watched_lanes)
+    monkeypatch.setattr(mixer, "lanes_above", watched_lanes)
+    monkeypatch.setattr(random, "normal", watched_normal)
     run(example, 1)
     return read
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nest_fn.layers import random
+from nest_fn.layers import mixer, random
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "random.json").read_text())
 M = 0xFFFFFFFF
@@ -76,7 +76,7 @@ def draws(key: torch.Tensor) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("seed", ["0", "12345", "-7", "18446744073709551615"])
 def test_frozen(seed: str) -> None:
     """The bits of every draw are part of the interface: a run is its seed. Never regenerate this file
-    (dropout masks changed once, before 0.2.0: to the mixer)."""
+    (dropout masks and normal numbers changed once each, before 0.2.0: to the mixer)."""
     for name, value in draws(random.key(int(seed))).items():
         frozen = torch.tensor(GOLDEN[seed][name], dtype=value.dtype)
         if name == "normal":  # through the platform's logarithm, sine and cosine
@@ -115,12 +115,26 @@ def test_compiled_gives_the_same_bits() -> None:
         assert torch.equal(compiled[name], value), name
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's own making
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_inductor_draws_the_same_normal_numbers(dynamic: bool) -> None:
+    """The real compiler, whose arithmetic of indices has 32 bits on some devices, with sizes fixed and free."""
+    torch._dynamo.reset()
+    compiled = torch.compile(random.normal, fullgraph=True, dynamic=dynamic)
+    for count in (5, 1001, 40_000) if dynamic else (1001,):
+        keys = random.split(random.key(count), 3)
+        torch.testing.assert_close(
+            compiled(keys, (3, count)), random.normal(keys, (3, count)), rtol=1e-6, atol=1e-6
+        )  # the bits are the same; the last ones of log, sin and cos need not be
+
+
 def test_pieces_of_the_cache_size_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     key = random.key(2)
-    whole = random.dropout_mask(key, 0.3, (1 << 17,)), random.bits(key, (1 << 15,))
+    whole = random.dropout_mask(key, 0.3, (1 << 17,)), random.bits(key, (1 << 15,)), random.normal(key, (1 << 15,))
     monkeypatch.setattr(random, "_CHUNK", 1000)
     assert torch.equal(random.dropout_mask(key, 0.3, (1 << 17,)), whole[0])
     assert torch.equal(random.bits(key, (1 << 15,)), whole[1])
+    assert torch.equal(random.normal(key, (1 << 15,)), whole[2])
 
 
 def test_a_longer_draw_begins_like_a_shorter_one() -> None:
@@ -171,11 +185,26 @@ def test_uniform_is_uniform() -> None:
     assert torch.equal(x * 2**24, (x * 2**24).round())
 
 
+def test_normal_is_box_muller_of_the_mixers_words() -> None:
+    words = [word % 2**64 for word in mixer.words(random.key(4), torch.arange(50)).tolist()]
+    wanted = []
+    for word in words:
+        radius, angle = math.sqrt(-2 * math.log(((word >> 32) + 0.5) / 2**32)), 2 * math.pi * (word % 2**32) / 2**32
+        wanted += [radius * math.cos(angle), radius * math.sin(angle)]
+    drawn = random.normal(random.key(4), (99,), torch.float64)
+    torch.testing.assert_close(drawn, torch.tensor(wanted[:99], dtype=torch.float64), rtol=1e-13, atol=1e-13)
+
+
 def test_normal_is_normal() -> None:
     x = random.normal(random.key(1), (N,), torch.float64)
     assert kolmogorov(torch.special.ndtr(x)) < 1.95
     assert abs(float(x.mean())) < 4 / math.sqrt(N)
     assert abs(float((x[:-1] * x[1:]).mean())) < 4 / math.sqrt(N)  # neighbours share a radius, but not this
+    square, angle = x[::2].square() + x[1::2].square(), torch.atan2(x[1::2], x[::2])
+    assert kolmogorov(1 - torch.exp(-square / 2)) < 1.95
+    assert kolmogorov(angle / (2 * math.pi) + 0.5) < 1.95
+    both = torch.stack((torch.exp(-square / 2), angle / (2 * math.pi) + 0.5)).mul(10).long()  # 10 x 10 equal cells
+    assert chi_square_p(torch.bincount(both[0] * 10 + both[1], minlength=100)) > 1e-3
     assert random.normal(random.key(1), (N,)).isfinite().all()
 
 
