@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -123,3 +124,24 @@ def test_an_upstream_of_s3prl(tmp_path: Path) -> None:
         torch.testing.assert_close(row[: int(length)], alone[0, : int(length)], atol=1e-5, rtol=1e-5)
     hidden[-1].square().mean().backward()
     assert sum(leaf.grad is not None for leaf in upstream.parameters()) > 50
+
+
+def test_recognisers_are_compared_by_pairs(tmp_path: Path) -> None:
+    """Differences known in advance: one more error in each utterance, and none at all."""
+    texts = [f"{'abcdefghij' * (1 + index % 3)}" for index in range(40)]
+
+    def write(name: str, wrong: int) -> str:
+        lines = [{"text": text[wrong + index % 4 :], "reference": text} for index, text in enumerate(texts)]
+        (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return str(tmp_path / name)
+
+    two, three, same = (",".join(write(f"{seed}_{wrong}", wrong) for seed in range(2)) for wrong in (2, 3, 2))
+    module = example("compare_recognisers")
+    found = module.compare(two.split(","), three.split(","))
+    assert found.difference == pytest.approx(len(texts) / sum(map(len, texts)))
+    assert found.interval[0] <= found.difference <= found.interval[1]
+    assert found.interval[1] - found.interval[0] < 0.02  # paired: only the texts' lengths differ between resamples
+    assert module.compare(two.split(","), same.split(",")).interval == (0.0, 0.0)
+    assert "second - first  +0.0506, 95 %" in run("compare_recognisers", two, three)
+    with pytest.raises(ValueError, match="as many files of both"):
+        module.compare(two.split(","), three.split(",")[:1])

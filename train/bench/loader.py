@@ -32,6 +32,7 @@ from .sides import Machine
 _RATE = 16000  # Hz
 _CLIP = 12  # seconds
 _BATCHES = 8  # of each turn
+_FORMATS = {"flac": {}, "opus": {"format": "OGG", "subtype": "OPUS"}}  # as soundfile names them
 _SMALL = CorpusSpec(
     train_minutes=8.0, valid_minutes=0.2, noise_minutes=0.5, probe_train_minutes=0.2, probe_test_minutes=0.2
 )
@@ -70,33 +71,33 @@ def loader_throughput(dataset: Dataset, count: int, *, epoch: int = 0) -> Throug
 def loader_rates(folder: Path, minutes: float = 4.0, repeats: int = 3) -> dict[str, float]:
     """Audio-seconds a core-second of one worker, best of ``repeats``, over made-up clips written to ``folder``.
 
-    Keys: ``wav``, ``wav_noise``, and ``flac``, ``flac_noise`` where soundfile can be used. The clips are low-passed
-    noise whose level changes like that of speech.
+    Keys: ``wav``, ``wav_noise``, and where soundfile can be used ``flac`` and ``opus``, also with noise. The clips are
+    low-passed noise whose level changes like that of speech; the noise is WAV.
     """
-    noise = _write_clips(folder, "noise", 12, ".wav")
+    noise = _write_clips(folder, "noise", 12, "wav")
     rates: dict[str, float] = {}
-    for suffix in (".wav", ".flac") if has_extra("soundfile") else (".wav",):
-        clean = _write_clips(folder, "clean", max(1, round(minutes * 60 / _CLIP)), suffix)
-        for name, noises in ((suffix[1:], ()), (f"{suffix[1:]}_noise", (noise,))):
+    for kind in ("wav", *_FORMATS) if has_extra("soundfile") else ("wav",):
+        clean = _write_clips(folder, "clean", max(1, round(minutes * 60 / _CLIP)), kind)
+        for name, noises in ((kind, ()), (f"{kind}_noise", (noise,))):
             dataset = open_dataset(DataConfig(train=(clean,), noise=noises, num_workers=1), seed=0)
             count = len(dataset.plan(0))
             rates[name] = max(loader_throughput(dataset, count).per_core_second for _ in range(repeats))
     return rates
 
 
-def _write_clips(folder: Path, name: str, count: int, suffix: str) -> str:
+def _write_clips(folder: Path, name: str, count: int, kind: str) -> str:
     """Clips and their manifest; the manifest's path."""
     entries = []
     for number in range(count):
-        path = folder / f"{name}{number}{suffix}"
-        if suffix == ".wav":
+        path = folder / f"{name}{number}.{kind}"
+        if kind == "wav":
             write_wav(path, _clip(name, number))
         else:
             import soundfile
 
-            soundfile.write(path, _clip(name, number), _RATE)
+            soundfile.write(path, _clip(name, number), _RATE, **_FORMATS[kind])
         entries.append({"audio_filepath": path.name, "duration": float(_CLIP)})
-    manifest = folder / f"{name}{suffix}.jsonl"
+    manifest = folder / f"{name}_{kind}.jsonl"
     write_manifest(manifest, entries)
     return str(manifest)
 
