@@ -120,11 +120,15 @@ class Config(ShortRepr):
             if not overrides:
                 raise
             first = error
-        try:
-            cls._build(tree, (), source)
-        except ConfigError as error:
-            raise blame_overrides(first, error.problems, overrides) from None
-        raise blame_overrides(first, (), overrides)
+
+        def problems_of(some: Sequence[str]) -> tuple[str, ...]:
+            try:
+                cls._build(tree, some, source)
+            except ConfigError as error:
+                return error.problems
+            return ()
+
+        raise blame_overrides(first, overrides, problems_of) from None
 
     @classmethod
     def _build(cls, tree: Mapping[str, Any], overrides: Sequence[str], source: str) -> Config:

@@ -96,4 +96,16 @@ def advice(config: Config) -> tuple[str, ...]:
             f"data.batch_seconds {config.data.batch_seconds:g} is less than one utterance of "
             f"data.max_duration {config.data.max_duration:g} seconds"
         )
-    return tuple(remarks)
+    return (*remarks, *_without_use(config.data))
+
+
+def _without_use(data: DataConfig) -> list[str]:
+    """Files that are named, and that no other setting lets a run read."""
+    remarks = []
+    if data.rir and data.augment.rir_prob == 0:
+        remarks.append("data.rir is never used, for data.augment.rir_prob is 0; set it above 0 to reverberate")
+    if data.noise and data.augment.prob == 0 and not data.augment.keep_raw_noise:
+        remarks.append("data.noise is never used, for data.augment.prob is 0; set it above 0 to mix noise in")
+    if data.valid_shards and not data.valid:
+        remarks.append("data.valid_shards are never used, for data.valid names no manifest of what is in them")
+    return remarks

@@ -17,6 +17,21 @@ _KINDS = {
 }
 
 
+_OTHERS = {
+    b"\x1f\x8b": "compressed by gzip",
+    b"BZh": "compressed by bzip2",
+    b"\xfd7zXZ\0": "compressed by xz",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd",
+    b"PK\x03\x04": "a ZIP archive",
+    b"PAR1": "a Parquet file",
+}
+
+
+def other_format(content: bytes) -> str | None:
+    """What a file is that begins with ``content``, if it is compressed or an archive where a plain file is wanted."""
+    return next((name for magic, name in _OTHERS.items() if content.startswith(magic)), None)
+
+
 def open_plain(path: str | Path) -> io.BufferedReader:
     """Open a regular file for reading bytes. Raises ``OSError`` for anything else, without reading from it."""
     path = os.fspath(path)  # os.open would take an int for a file descriptor

@@ -111,6 +111,14 @@ def begin(place: Place, files: Iterable[str] | None = None) -> None:
         raise
 
 
+def abandon(place: Place) -> None:
+    """Remove a folder that ``begin`` made if it holds nothing but its mark, after work that failed."""
+    with suppress(OSError):
+        if not place.begun and os.listdir(place.path) == [MARK]:
+            place.mark.unlink()
+            place.path.rmdir()
+
+
 def finish(place: Place, files: Iterable[str]) -> None:
     """Record in a folder's mark that all its files are written."""
     _write_mark(place, files, done=True)

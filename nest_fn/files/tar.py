@@ -11,6 +11,8 @@ import tarfile
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
+from .inputs import other_format
+
 _KINDS = {
     tarfile.LNKTYPE: "a hard link", tarfile.SYMTYPE: "a symbolic link", tarfile.CHRTYPE: "a device",
     tarfile.BLKTYPE: "a device", tarfile.FIFOTYPE: "a pipe",
@@ -50,8 +52,8 @@ def tar_members(file: BinaryIO) -> list[Member]:
 def _headers(file: BinaryIO, total: int) -> Iterator[tarfile.TarInfo]:
     """Iterate over the headers of an archive of ``total`` bytes, up to the block of zeros at its end."""
     file.seek(0)
-    if file.read(2) == b"\x1f\x8b":
-        raise TarError("tar archive is compressed by gzip, so that members cannot be read in place (gunzip it)")
+    if (found := other_format(file.read(8))) is not None:
+        raise TarError(f"tar archive is {found}, so that members cannot be read in place: unpack it")
     file.seek(0)
     if total == 0:
         raise TarError("tar archive is cut at byte 0: its end mark is missing")

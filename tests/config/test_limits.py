@@ -68,6 +68,11 @@ def test_blame(tmp_path: Any) -> None:
         (("encoder.n_heads=8", "trainer.accumulate=0"), "override trainer.accumulate=0: 'trainer.accumulate' must"),
         (("encoder.n_heads=8", "encoder.d_model=30"), "override encoder.n_heads=8: 'encoder.n_heads' must divide"),
         (("encoder.n_heads=8", "model.encoder.x=1"), "override model.encoder.x=1: unknown key 'encoder.x'"),
+        (
+            ("encoder.n_heads=8", "optim.sched.name=cosine", "optim.sched.warmup_steps=200", "trainer.max_steps=40"),
+            "override optim.sched.name=cosine optim.sched.warmup_steps=200 trainer.max_steps=40: 'optim.sched.max",
+        ),
+        (("encoder.n_heads=8", "augment.prob=0", "trainer.seed=1"), "override augment.prob=0: unknown key 'augment'"),
         (("encoder.n_heads=8", "nonsense"), "overrides: override 'nonsense' wants the form"),
     ):
         with pytest.raises(ConfigError) as caught:

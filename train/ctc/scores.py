@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import NamedTuple
+from unicodedata import normalize
 
 from nest_fn.audio.functions import edit_distance
 
@@ -28,10 +29,10 @@ class Errors(NamedTuple):
 
 
 def count_errors(pairs: Iterable[tuple[str, str]]) -> Errors:
-    """Errors of pairs (recognised, spoken); runs of spaces count as one."""
+    """Errors of pairs (recognised, spoken); runs of spaces count as one, and so do a letter's spellings in Unicode."""
     total = Errors()
     for recognised, spoken in pairs:
-        mine, right = recognised.split(), spoken.split()
+        mine, right = (normalize("NFC", text).split() for text in (recognised, spoken))
         one = Errors(
             edit_distance(" ".join(mine), " ".join(right)), len(" ".join(right)),
             edit_distance(mine, right), len(right),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
+from unicodedata import is_normalized, normalize
 
 import numpy as np
 import torch
@@ -70,7 +71,7 @@ def read_texts(dataset: Dataset) -> tuple[list[str], list[LeftOut]]:
         elif not text:
             empty.append(where)
         texts.append(text)
-    reasons = ("whose line has no 'text'", missing), ("with an empty text", empty), ("whose text is no string", other)
+    reasons = ("without a 'text'", missing), ("with an empty text", empty), ("whose text is no string", other)
     return texts, [LeftOut(reason, tuple(lines)) for reason, lines in reasons if lines]
 
 
@@ -132,9 +133,21 @@ def training_transcripts(
         )
     for reason in told:
         warn(f"left out of training: {reason}")
+    if spelled := _spelled_twice(dataset, texts):
+        warn(f"{spelled}: CTC learns each spelling as letters of its own; bring the texts into one form")
     kept = np.array(sorted(targets), np.int64)
     text = {dataset.manifest.identity(index): texts[index] for index in targets}
     return take(dataset, kept), Transcripts(text, {dataset.manifest.identity(i): targets[i] for i in targets})
+
+
+def _spelled_twice(dataset: Dataset, texts: Sequence[str]) -> LeftOut | None:
+    """The lines that spell a letter as two characters, accent by itself, which other lines spell as one."""
+    strange = [index for index, text in enumerate(texts) if not is_normalized("NFC", text)]
+    raw = "".join(texts[index] for index in strange)
+    if not (set(normalize("NFC", raw)) - set(raw)) & set("".join(texts)):
+        return None
+    lines = tuple(dataset.manifest.where(index) for index in strange)
+    return LeftOut("in Unicode's form NFD, where others have NFC", lines)
 
 
 def validation_transcripts(

@@ -20,6 +20,7 @@ from nest_fn.train.errors import DataError, UsageError
 from nest_fn.version import versions
 
 from .audio_files.audio import AUDIO_SUFFIXES, AudioInfo, audio_info, read_audio
+from .audio_files.foreign import UNREAD_SUFFIXES, is_companion
 from .batch_plan import plan_epoch
 from .buckets import choose_shapes
 from .corpus.manifest import load_manifest, write_manifest
@@ -212,13 +213,20 @@ def _compare_hash(manifest: Manifest, index: int) -> tuple[str | None, bool]:
 def audio_files(folder: str) -> Iterator[str]:
     """Paths of audio files below a folder in a fixed order; links to folders are not followed, so that no loop occurs.
 
-    Raises ``DataError`` if ``folder`` is not one.
+    Audio that is not read is among them, so that it is named; files that macOS adds beside audio are not. Raises
+    ``DataError`` if ``folder`` is not one.
     """
     if not os.path.isdir(folder):
         raise DataError(f"scan: {folder} is not a folder")
     for where, folders, names in os.walk(folder):
         folders.sort()
-        yield from (os.path.join(where, name) for name in sorted(names) if name.lower().endswith(AUDIO_SUFFIXES))
+        paths = (os.path.join(where, name) for name in sorted(names))
+        yield from (path for path in paths if looks_like_audio(path) and not is_companion(path))
+
+
+def looks_like_audio(path: str) -> bool:
+    """Whether a name ends as one of an audio file does, be it one that is read or not."""
+    return path.lower().endswith((*AUDIO_SUFFIXES, *UNREAD_SUFFIXES))
 
 
 def _sha256(data: bytes) -> str:

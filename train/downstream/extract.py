@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from nest_fn.decoder import logits
 from nest_fn.extras import load_extra
 from nest_fn.files.atomic import anything, atomic_write
-from nest_fn.files.outputs import begin, claim, finish
+from nest_fn.files.outputs import abandon, begin, claim, finish
 from nest_fn.frontend import log_mel
 from nest_fn.hidden_states import features, layer_numbers
 from nest_fn.interop.convert import model_digest
@@ -149,10 +149,15 @@ def _write_all(
     if job.ranks.is_main:
         begin(place, [*names, INDEX])
     job.ranks.any(False)
-    for index, arrays in _made(model, dataset, out, names, make, job):
-        _check_finite(arrays, dataset.manifest.where(index))
-        _write(out / names[index], arrays, form)
-        yield names[index]
+    try:
+        for index, arrays in _made(model, dataset, out, names, make, job):
+            _check_finite(arrays, dataset.manifest.where(index))
+            _write(out / names[index], arrays, form)
+            yield names[index]
+    except Exception:
+        if job.ranks.is_single:
+            abandon(place)
+        raise
     if not job.ranks.any(job.stopped()) and job.ranks.is_main:
         _write_index(dataset, out, names)
         finish(place, [*names, INDEX])

@@ -20,8 +20,8 @@ from nest_fn.interop.convert import read_any
 from nest_fn.layers.tree import tree_map
 from nest_fn.layers.types import Params, State, Tensor
 from nest_fn.train.data.audio_files.audio import AUDIO_SUFFIXES, audio_info
-from nest_fn.train.data.audio_files.remote import is_remote
-from nest_fn.train.data.corpus_tools import audio_files
+from nest_fn.train.data.audio_files.remote import is_remote, remote
+from nest_fn.train.data.corpus_tools import audio_files, looks_like_audio
 from nest_fn.train.data.dataset import Dataset, batches, open_dataset
 from nest_fn.train.distributed.collectives import Ranks
 from nest_fn.train.errors import DataError
@@ -79,19 +79,21 @@ def open_audio(
     For a folder or an audio file, a manifest is written into the folder ``scratch``. Raises ``DataError``.
     """
     files = [source] if isinstance(source, str) else list(source)
-    if len(files) == 1 and (Path(files[0]).is_dir() or files[0].lower().endswith(AUDIO_SUFFIXES)):
+    made = len(files) == 1 and (Path(files[0]).is_dir() or looks_like_audio(files[0]))
+    if made:
         if scratch is None:
             raise DataError(f"{files[0]}: want a manifest here; make one with nest-fn data scan")
-        files = [str(_manifest_of(files[0], scratch / "input.jsonl"))]
+        files = [str(_manifest_of(files[0], scratch / "input.jsonl", None if data is None else data.remote_cache))]
     if data is None:
         data = DataConfig(
             min_duration=0.0, max_duration=1e9, batch_seconds=60.0, min_audio=0.0, num_workers=0, channel="mix"
         )
     windowed = cfg.encoder.reduction is None  # frames of two rates are not joined
     longest = data.batch_seconds / data.row_multiple if windowed else math.inf
-    return open_dataset(
+    opened = open_dataset(
         replace(data, valid=tuple(files)), 0, split="valid", sample_rate=cfg.sample_rate, longest=longest
     )
+    return replace(opened, manifest=replace(opened.manifest, made=made))
 
 
 def utterances(dataset: Dataset, job: Job = ALONE) -> Iterator[Utterances]:
@@ -123,14 +125,20 @@ def utterances(dataset: Dataset, job: Job = ALONE) -> Iterator[Utterances]:
             job.reporter.progress(int(seconds), total, values)
 
 
-def _manifest_of(source: str, manifest: Path) -> Path:
+def _manifest_of(source: str, manifest: Path, cache: str | None) -> Path:
     """Write a manifest of a file or an address, or of all audio below a folder, with absolute paths."""
     if is_remote(source):
-        return _write_lines([{"audio_filepath": source}], manifest)
+        duration = audio_info(remote(source, cache)).duration
+        return _write_lines([{"audio_filepath": source, "duration": duration}], manifest)
     paths = list(audio_files(source)) if Path(source).is_dir() else [source]
     if not paths:
         raise DataError(f"{source}: no audio file below it; looked for {', '.join(AUDIO_SUFFIXES)}")
-    lines = [{"audio_filepath": os.path.abspath(path), "duration": audio_info(path).duration} for path in paths]
+    try:
+        lines = [{"audio_filepath": os.path.abspath(path), "duration": audio_info(path).duration} for path in paths]
+    except DataError as error:
+        if paths == [source]:
+            raise
+        raise DataError(f"{error}; nest-fn data scan makes a manifest without such files") from error
     return _write_lines(lines, manifest)
 
 

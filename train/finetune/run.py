@@ -75,6 +75,8 @@ def finetune(
     with logged(reporter, folder.log(job.ranks.rank), job.diagnose) as told, stop_requests() as stop:
         speaker: Reporter = told if job.ranks.is_main else NullReporter()
         tokenizer = choose_tokenizer(request, place, train_split, cfg, job)
+        if request.tokens is None and tokenizer.size < (request.pieces or 0):
+            speaker.warn(f"--pieces {request.pieces}: the transcripts have no more than {tokenizer.size} pieces")
         train_set, texts = training_transcripts(*train_split, tokenizer, cfg, request.most_left_out, speaker.warn)
         valid_set, valid_texts = validation_transcripts(*valid_split, tokenizer, cfg, speaker.warn)
         compiled = is_compiled(cfg, device)

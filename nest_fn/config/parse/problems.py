@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from nest_fn.files.quoting import clip, printable
 
@@ -30,29 +30,53 @@ class ConfigError(ValueError):
         return type(self), (self.problems, self.source)
 
 
-def blame_overrides(error: ConfigError, of_file: Sequence[str], overrides: Sequence[str]) -> ConfigError:
-    """Name the overrides as the source of those problems that the file does not have without them."""
+def blame_overrides(
+    error: ConfigError, overrides: Sequence[str], problems_of: Callable[[Sequence[str]], Sequence[str]]
+) -> ConfigError:
+    """Name the overrides as the source of those problems that the file does not have without them.
+
+    ``problems_of`` are the problems that the file has with some of the overrides.
+    """
+    of_file = problems_of(())
     brought = [line for line in error.problems if line not in of_file]
     if not brought:
         return error
     if any(line.startswith("override ") for line in brought):
         source = "overrides"
     else:
-        source = "override " + clip(" ".join(_overrides_of(brought, overrides)), 200)
+        source = "override " + clip(" ".join(_overrides_of(brought, overrides, problems_of)), 200)
     rest = [f"{error.source}: {line}" for line in error.problems if line in of_file]
     return ConfigError([*brought, *rest], source)
 
 
-def _overrides_of(lines: Sequence[str], overrides: Sequence[str]) -> list[str]:
-    """The overrides that set the keys at the beginning of ``lines``; all overrides if there are none."""
-    keys = {
-        match[1].removeprefix("model.")
-        for line in lines
-        if (match := _QUOTED.search(line.removeprefix("unknown key ")))
-    }
+def _overrides_of(
+    lines: Sequence[str], overrides: Sequence[str], problems_of: Callable[[Sequence[str]], Sequence[str]]
+) -> list[str]:
+    """The overrides that set the keys at the beginning of ``lines`` or, for other keys, without which a line is gone.
+
+    All overrides if there are none, for two may have the same effect.
+    """
     named = {text: text.partition("=")[0].strip().removeprefix("model.") for text in overrides}
-    found = [text for text, path in named.items() if any(key == path or key.startswith(f"{path}.") for key in keys)]
-    return found or list(overrides)
+    keys = {line: _key(line) for line in lines}
+    found: set[str] = set()
+    for line, key in keys.items():
+        own = {text for text, path in named.items() if key == path or key.startswith(f"{path}.")}
+        found |= own or {text for text in named if _is_cause(text, line, overrides, problems_of)}
+    return [text for text in named if text in found] or list(overrides)
+
+
+def _is_cause(
+    text: str, line: str, overrides: Sequence[str], problems_of: Callable[[Sequence[str]], Sequence[str]]
+) -> bool:
+    """Whether a problem is gone without an override, and not because another problem is met before it."""
+    left = problems_of([one for one in overrides if one != text])
+    return line not in left and all(_key(other) == _key(line) for other in left)
+
+
+def _key(line: str) -> str:
+    """The key at the beginning of a problem."""
+    match = _QUOTED.search(line.removeprefix("unknown key "))
+    return match[1].removeprefix("model.") if match else ""
 
 
 class Problems:

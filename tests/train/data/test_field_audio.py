@@ -5,8 +5,10 @@ Each case is judged by every command in the same way: what ``data validate`` pas
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -79,7 +81,8 @@ def companded(folder: Path) -> str:
     kinds = ("ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM", "GSM610")
     for kind in kinds:
         soundfile.write(folder / f"{kind}.wav", NOISE, 16000, subtype=kind)
-    return lines(folder / "m.jsonl", *({"audio_filepath": f"{kind}.wav"} for kind in kinds))
+    part = {"audio_filepath": "GSM610.wav", "offset": 0.5}  # cannot be sought in
+    return lines(folder / "m.jsonl", *({"audio_filepath": f"{kind}.wav"} for kind in kinds), part)
 
 
 def containers(folder: Path) -> str:
@@ -222,6 +225,19 @@ def test_a_compressed_archive_or_a_damaged_manifest_says_so(tmp_path: Path) -> N
     (tmp_path / "a.tar.gz").write_bytes(gzip.compress(bytes(10240)))
     with pytest.raises(DataError, match="compressed by gzip"):
         load_manifest(manifest, shards=[str(tmp_path / "a.tar.gz")])
+    others = {
+        "bzip2": bz2.compress(b"{}"),
+        "xz": lzma.compress(b"{}"),
+        "zstd": b"\x28\xb5\x2f\xfd\0\0",
+        "a ZIP": b"PK\3\4\0\0",
+        "a Parquet file: nest-fn data import": b"PAR1\0\0",
+    }
+    for name, content in others.items():
+        (tmp_path / "other").write_bytes(content)
+        with pytest.raises(DataError, match=f"other is .*{name}"):
+            load_manifest(tmp_path / "other")
+        with pytest.raises(DataError, match="tar archive is .*, so that members cannot be read in place"):
+            load_manifest(manifest, shards=[str(tmp_path / "other")])
     assert load_manifest(manifest).fields(0) == {"audio_filepath": "a.wav", "duration": 1.0}
 
 

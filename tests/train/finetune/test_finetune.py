@@ -223,7 +223,7 @@ LONG = "abababababababababababab"
         ([{"text": LONG}] + [{}] * 3, 0, ["left out of training: 1 line that need", "l.jsonl:1 (24 for 13)"]),
         ([{"text": ""}, {"text": "  "}, {"text": 7}, {}], 0,
          ["2 lines with an empty text: ", "1 line whose text is no string: ", "l.jsonl:3 (int 7)"]),
-        ([{"text": None}] * 4, 3, ["none is left: 4 lines whose line has no 'text'"]),
+        ([{"text": None}] * 4, 3, ["none is left: 4 lines without a 'text'"]),
     ],
 )  # fmt: skip
 def test_transcripts_that_cannot_be_learnt_from(

@@ -194,7 +194,7 @@ def _named(source: Source | Remote, where: str) -> Iterator[Source]:
 def _head(source: Source | Remote, where: str) -> str:
     """The manifest and line, and the absolute path."""
     path = str(source) if isinstance(source, Span | Remote) else str(Path(source).absolute())
-    return f"{where}: {path}" if where else path
+    return f"{where}: {path}" if where not in ("", path) else path
 
 
 # Samples -------------------------------------------------------------------------------------------------------------

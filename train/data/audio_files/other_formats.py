@@ -15,6 +15,7 @@ from nest_fn.extras import load_extra
 from nest_fn.files.inputs import open_plain
 from nest_fn.train.errors import DataError, UsageError
 
+from .foreign import HEAD, kind_of
 from .wav import Source, Span
 
 SUFFIXES = (
@@ -49,7 +50,8 @@ def open_other(source: Source) -> Iterator[Any]:
             with opened(_without_seeking(soundfile)) as file:
                 yield file
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a headerless format, which needs parameters
-        raise DataError(f"cannot be decoded: {error}") from error
+        kind = kind_of(_head(source) if content is None else content[:HEAD])
+        raise DataError(f"cannot be decoded: {f'it is {kind}' if kind else error}") from error
 
 
 def frames_of(file: Any) -> int:
@@ -85,7 +87,7 @@ def decode(file: Any, start: int, count: int | None) -> tuple[NDArray[Any], int]
             f"offset {start / file.samplerate} s is beyond its end at {file.frames / file.samplerate:.3f} s"
         )
     if start:
-        _skip(file, start, known)
+        _skip(file, start)
     expected = count if count is not None else file.frames - start
     kind = "int16" if file.subtype.startswith("PCM") else "float32"
     blocks: list[NDArray[Any]] = []
@@ -97,9 +99,9 @@ def decode(file: Any, start: int, count: int | None) -> tuple[NDArray[Any], int]
     return frames, expected if known or count is not None else len(frames)
 
 
-def _skip(file: Any, start: int, known: bool) -> None:
-    """Go to a frame; where the length is not known, by decoding all before it, for such files cannot be sought in."""
-    if known:
+def _skip(file: Any, start: int) -> None:
+    """Go to a frame; by decoding all before it in a file that cannot be sought in: GSM, or one of unknown length."""
+    if file.seekable():
         file.seek(start)
         return
     while start > 0 and (got := len(file.read(min(start, _BLOCK), dtype="int16", always_2d=True))):
@@ -116,6 +118,11 @@ def _import_soundfile() -> Any:
         return load_extra("soundfile")
     except ImportError as error:
         raise UsageError(f"only WAV of PCM or float samples is read without soundfile: {error}") from error
+
+
+def _head(path: Any) -> bytes:
+    with open_plain(path) as file:
+        return file.read(HEAD)
 
 
 def _span_bytes(span: Span) -> bytes:

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nest_fn.files.inputs import open_plain
+from nest_fn.files.inputs import open_plain, other_format
 from nest_fn.files.quoting import shown
 from nest_fn.train.errors import DataError
 
@@ -101,12 +101,20 @@ def text_of(file: str) -> bytes | None:
     """
     if is_remote(file):
         content = remote_bytes(file)
-        return _inflated(content, file) if content.startswith(_GZIP) else content
+        return _inflated(content, file) if _is_compressed(content, file) else content
     with _told(file), open_plain(file) as stream:
-        if stream.read(2) != _GZIP:
+        if not _is_compressed(stream.read(8), file):
             return None
         stream.seek(0)
         return _inflated(stream.read(), file)
+
+
+def _is_compressed(content: bytes, file: str) -> bool:
+    """Whether gzip compressed what begins with ``content``. Raises ``DataError`` for what is not read otherwise."""
+    if content.startswith(_GZIP) or (found := other_format(content)) is None:
+        return content.startswith(_GZIP)
+    remedy = "nest-fn data import reads it" if "Parquet" in found else "unpack it, or compress it by gzip"
+    raise DataError(f"manifest {file} is {found}: {remedy}")
 
 
 def _inflated(content: bytes, file: str) -> bytes:

@@ -52,6 +52,7 @@ class Manifest:
     cache: str | None = None  # folder of the copies of remote files; None: the default of ``remote.py``
     dropped: tuple[tuple[str, int], ...] = ()  # filter rule, and the number of utterances that it dropped
     cropped: int = 0  # utterances that were divided into crops
+    made: bool = False  # of a folder or a file of audio: its lines are nobody's, and not named
 
     def __len__(self) -> int:
         return len(self.names)
@@ -79,7 +80,9 @@ class Manifest:
         return self._folders[self.file[index]]
 
     def where(self, index: int) -> str:
-        """The manifest and line of an utterance, for messages."""
+        """The manifest and line of an utterance or, if the manifest is nobody's, its file; for messages."""
+        if self.made:
+            return str(self.lasting_name(index) or self.source(index))
         return f"{self.files[self.file[index]]}:{self.line[index]}"
 
     def relative_path(self, index: int) -> str:
