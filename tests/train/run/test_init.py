@@ -12,8 +12,6 @@ import torch
 from nest_fn import Config, init, key
 from nest_fn.checkpoint.folder import read_checkpoint
 from nest_fn.checkpoint.model_files import save
-from nest_fn.interop import nemo
-from nest_fn.interop.nemo_config import from_reference
 from nest_fn.interop.take_over import take_over
 from nest_fn.layers.tree import flatten
 from nest_fn.train.cli.main import main
@@ -21,7 +19,6 @@ from nest_fn.train.data.dataset import batches, open_dataset
 from nest_fn.train.keys import root_key, validation_key
 from nest_fn.train.run.batch import prepare_batch
 from nest_fn.train.step.evaluate import make_evaluate, validate
-from tests.nest_fn.interop.test_nemo_files import pack, reference_config
 from tests.train.conftest import Corpus
 
 Captured = pytest.CaptureFixture[str]
@@ -98,21 +95,6 @@ def test_killed_before_its_first_checkpoint_it_no_longer_needs_the_file(
     (cut,), (whole,) = (list((tmp_path / run).glob(f"{name}.*")) for run in ("cut", "whole"))
     assert cut.read_bytes() == whole.read_bytes()
     assert validations(tmp_path / "cut") == validations(tmp_path / "whole")
-
-
-def test_the_18_layers_of_the_published_model(corpus: Corpus, tmp_path: Path, capsys: Captured) -> None:
-    """An archive made by hand in the reference's dialect, with its old numerics."""
-    settings = reference_config(n_layers=18)
-    cfg = from_reference(settings, "by hand", None)
-    params, state = init(key(4), cfg)
-    archive = pack(tmp_path / "large.nemo", settings, nemo.to_state_dict(params, state, cfg))
-    run = words(corpus, tmp_path / "run", "--init", str(archive), "trainer.max_steps=1", "compat=legacy",
-                "optim.sched.warmup_steps=1")  # fmt: skip
-    assert main(run) == 0
-    assert "encoder.layers 0-17" in capsys.readouterr().err
-    cfg = cfg.override(*(word for word in run if "=" in word))
-    first = validations(tmp_path / "run")[0]
-    assert first == evaluated(params, state, cfg) != evaluated(params, state, cfg.override("compat=current"))
 
 
 def evaluated(params: Any, state: Any, cfg: Config) -> dict[str, float]:
