@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from nest_fn.layers.dropout import depth_rates, dropout, stochastic_depth
 from nest_fn.layers.lengths import check_lengths, check_rows, strided, valid_mask
 from nest_fn.layers.linear import init_linear, linear
 from nest_fn.layers.positions import absolute_positions, relative_positions
-from nest_fn.layers.subsampling import SubsamplingSpec, init_subsampling, subsample
+from nest_fn.layers.subsampling import SubsamplingSpec, init_subsampling, subsample, subsampled_length
 from nest_fn.layers.types import Gather, Key, Params, State, Tensor
 
 from .config import EncoderConfig
@@ -145,6 +145,7 @@ def encode_frames(
 ) -> Encoded:  # fmt: skip
     """Apply all that follows the subsampling: ``[B, T, D]`` -> ``Encoded``, with the outputs of the blocks ``layers``.
 
+    The output of the block after which frames are reduced is taken after that, so that the last is the encoder's.
     ``gather`` all-gathers batch statistics over the processes that share the batch. Raises ``ValueError`` for a
     missing ``key``.
     """
@@ -170,16 +171,18 @@ def encode_frames(
         depth_key = None if keys is None else keys.depth[index]
         x = stochastic_depth(x, y, rates[index], key=depth_key, train=train)
         states.append(layer_state)
-        if index in layers:
-            outputs.append(x)
         if cfg.reduction and index == reduce_after:
             x, lengths = _reduce(params, x, lengths, cfg)
             block_context = _block_context(biases, x, lengths, cfg, keys)._replace(gather=gather)
+        if index in layers:
+            outputs.append(x)
     if "out" in params:
         x = linear(params["out"], x)
         outputs = [linear(params["out"], output) for output in outputs]
     if cfg.reduction and reduce_after == -1:
         x, lengths = _reduce(params, x, lengths, cfg)
+        if len(states) - 1 in layers:
+            outputs[-1] = x
     return Encoded(x, lengths, {"layers": states}, tuple(outputs))
 
 
@@ -263,9 +266,22 @@ def _reduce(params: Params, x: Tensor, lengths: Tensor, cfg: EncoderConfig) -> t
         return subsample(params["reduction"], x, lengths, reduction_spec(cfg))
     factor = cfg.reduction_factor
     pooled = F.max_pool1d(x.transpose(1, 2), factor, factor).transpose(1, 2)
-    shorter = strided(lengths, factor, factor, 0)
-    assert isinstance(shorter, Tensor)
-    return pooled, shorter
+    return pooled, cast(Tensor, reduced_length(lengths, cfg))
+
+
+def reduced_length(length: Tensor | int, cfg: EncoderConfig) -> Tensor | int:
+    """Frames that the reduction leaves of so many encoder frames, an int or a tensor ``[B]``; all without one."""
+    if cfg.reduction == "striding":
+        return subsampled_length(length, reduction_spec(cfg), 0)
+    return strided(length, cfg.reduction_factor, cfg.reduction_factor, 0) if cfg.reduction else length
+
+
+def first_reduced_layer(cfg: EncoderConfig) -> int:
+    """The first block whose output has the frames that the reduction leaves; ``n_layers`` without one."""
+    if cfg.reduction is None:
+        return cfg.n_layers
+    position = cfg.reduction_position
+    return cfg.n_layers - 1 if position is None or position == -1 else position
 
 
 class EncoderParts(NamedTuple):

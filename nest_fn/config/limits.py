@@ -152,6 +152,7 @@ LIMITS: dict[str, Range] = {
     "data.channel": Range(0, 1023),
     "data.min_audio": Range(0, 1e6, open_low=True),
     "data.noise_budget_mb": Range(1, 2**31),
+    "data.remote_cache_mb": Range(0, 1e12),
     "data.duration_tolerance": SECONDS,
     "data.max_bad_fraction": FRACTION,
     "data.timeout_s": WAIT,

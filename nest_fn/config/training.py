@@ -56,6 +56,7 @@ class DataConfig(ShortRepr):
     noise_budget_mb: int = 1024  # MB; of int16 noise kept in memory
     root: str | None = None  # if set, all audio files must be inside this folder
     remote_cache: str | None = None  # folder of copies of files at https://, s3://, ...; None: ~/.cache/nest_fn
+    remote_cache_mb: float | None = 100_000.0  # MB; of copies that are kept, those used last; None: all
     check_files: bool = True  # True: check at the start of a run that all files exist
     duration_tolerance: float | None = None  # seconds; by which a file may be too short; None: 2 samples, MP3 0.5 s
     skip_silent: bool = False  # True: an utterance whose samples are all 0 has weight 0

@@ -27,7 +27,7 @@ from nest_fn.train.data.transfer import to_device
 from nest_fn.train.downstream.extract import extract, tokenize
 from nest_fn.train.downstream.inference import Model, open_audio
 from nest_fn.train.downstream.settings import inference_config
-from nest_fn.train.downstream.utterance_probe import _pooled
+from nest_fn.train.downstream.utterance_probe import mean_features
 from nest_fn.train.finetune.context import with_targets
 from nest_fn.train.run.batch import micro_batches
 from nest_fn.train.step import metrics
@@ -197,7 +197,7 @@ def test_extraction_tokens_probes_and_recognition(corpus: Corpus, tmp_path: Path
             assert len(list(tokenize(model, dataset, tmp_path / name / "tokens"))) == 4
             assert len(list(extract(model, windowed, tmp_path / name / "windows"))) == 4
             assert len(list(tokenize(model, windowed, tmp_path / name / "tokens of windows"))) == 4
-            pooled = [_pooled(one, (model.params, model.state), cfg) for one in (dataset, windowed)]
+            pooled = [mean_features(one, (model.params, model.state), cfg) for one in (dataset, windowed)]
             raw = load_batch(dataset, next(iter(dataset.plan(0))), 0)
             device = device_of(model.params)
             texts = Transcripts({}, {name: [1, 2] for name in raw["ids"] if name})

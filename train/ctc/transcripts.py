@@ -11,10 +11,9 @@ import numpy as np
 import torch
 
 from nest_fn.config import Config
-from nest_fn.encoder import reduction_spec, subsampling_spec
+from nest_fn.encoder import reduced_length, subsampling_spec
 from nest_fn.files.quoting import shown
 from nest_fn.frontend import frames
-from nest_fn.layers.lengths import strided
 from nest_fn.layers.subsampling import subsampled_length
 from nest_fn.layers.types import Tensor
 from nest_fn.train.data.dataset import Dataset
@@ -49,13 +48,7 @@ def encoder_frames(samples: Tensor, cfg: Config) -> Tensor:
     """Frames of the encoder's output for audio of ``samples [n]``, int64, each alone in its batch: ``[n]``."""
     made = torch.as_tensor(frames(samples, cfg.preprocessor))
     spec = subsampling_spec(cfg.encoder)
-    short = torch.as_tensor(subsampled_length(made, spec, 0))
-    if cfg.encoder.reduction == "striding":
-        return torch.as_tensor(subsampled_length(short, reduction_spec(cfg.encoder), 0))
-    if cfg.encoder.reduction:
-        factor = cfg.encoder.reduction_factor
-        return torch.as_tensor(strided(short, factor, factor, 0))
-    return short
+    return torch.as_tensor(reduced_length(subsampled_length(made, spec, 0), cfg.encoder))
 
 
 def read_texts(dataset: Dataset) -> tuple[list[str], list[LeftOut]]:

@@ -20,6 +20,7 @@ from nest_fn.layers.types import Tensor
 from nest_fn.train.errors import UsageError
 from nest_fn.train.hash_rng import randint_below, random_words, stream_key
 
+from .audio_files.remote import cache_of
 from .corpus.manifest import load_manifest
 from .corpus.manifest_table import Manifest
 from .corpus.reading import read_entry
@@ -61,7 +62,7 @@ def load_clips(files: Sequence[str], config: DataConfig, sample_rate: int = 1600
         root=config.root,
         channel=config.channel,
         check_files=config.check_files,
-        cache=config.remote_cache,
+        cache=cache_of(config),
         workers=config.num_workers,
     )
     length = np.maximum(np.rint(manifest.duration * sample_rate).astype(np.int64), 1)

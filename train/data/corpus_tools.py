@@ -21,6 +21,7 @@ from nest_fn.version import versions
 
 from .audio_files.audio import AUDIO_SUFFIXES, AudioInfo, audio_info, read_audio
 from .audio_files.foreign import UNREAD_SUFFIXES, is_companion
+from .audio_files.remote import cache_of
 from .batch_plan import plan_epoch
 from .buckets import choose_shapes
 from .corpus.manifest import load_manifest, write_manifest
@@ -130,7 +131,7 @@ def stats(
     """
     manifest = load_manifest(
         files, min_duration=config.min_duration, max_duration=config.max_duration, long=config.long,
-        root=config.root, shards=shards, channel=config.channel, cache=config.remote_cache,
+        root=config.root, shards=shards, channel=config.channel, cache=cache_of(config),
         workers=config.num_workers,
     )  # fmt: skip
     config = replace(config, channel="first" if config.channel == "error" else config.channel)
@@ -194,7 +195,7 @@ def _plan_numbers(manifest: Manifest, config: DataConfig, sample_rate: int) -> d
 
 def _load(files: Sequence[str], config: DataConfig, shards: Sequence[str]) -> Manifest:
     return load_manifest(
-        files, root=config.root, shards=shards, channel=config.channel, cache=config.remote_cache,
+        files, root=config.root, shards=shards, channel=config.channel, cache=cache_of(config),
         workers=config.num_workers,
     )  # fmt: skip
 

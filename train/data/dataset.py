@@ -28,6 +28,7 @@ from nest_fn.config.training import DataConfig
 from nest_fn.train.errors import DataError, UsageError
 from nest_fn.train.hash_rng import copy_hash
 
+from .audio_files.remote import cache_of
 from .batch_plan import Plan, PlannedBatch, plan_epoch, plan_stream
 from .buckets import Shapes, choose_shapes
 from .clips import ClipPool, draw_noise, load_clips, noise_words
@@ -104,7 +105,7 @@ def open_dataset(
     manifest = load_manifest(
         files, min_duration=config.min_duration, max_duration=config.max_duration, long=config.long,
         root=config.root, shards=shards, channel=config.channel, check_files=config.check_files,
-        cache=config.remote_cache, workers=config.num_workers,
+        cache=cache_of(config), workers=config.num_workers,
     )  # fmt: skip
     least = max(1, round(config.min_audio * sample_rate))
     length = np.maximum(np.rint(manifest.duration * sample_rate).astype(np.int64), least)

@@ -23,7 +23,7 @@ from nest_fn.extras import load_extra
 from nest_fn.files.atomic import anything, atomic_write
 from nest_fn.files.outputs import abandon, begin, claim, finish
 from nest_fn.frontend import log_mel
-from nest_fn.hidden_states import features, layer_numbers
+from nest_fn.hidden_states import are_reduced, features, layer_numbers
 from nest_fn.interop.convert import model_digest
 from nest_fn.layers.tree import device_of
 from nest_fn.layers.types import Tensor
@@ -63,6 +63,7 @@ def extract(
     """
     try:
         chosen = layer_numbers(model.cfg.encoder.n_layers, layers)
+        are_reduced(model.cfg.encoder, chosen)
     except ValueError as error:
         raise UsageError(f"extract: {error}") from error
     if weights is not None and len(weights) != len(chosen):
@@ -125,7 +126,7 @@ def tokenize(
 
     if model.cfg.mask_position == "post_conv":
         raise UsageError("tokenize: under post_conv tokens are made of the subsampled signal; extract features instead")
-    made = Make(of_batch, of_recording, [-1])
+    made = Make(of_batch, of_recording, [cfg.encoder.n_layers - 1])
     return _write_all(model, dataset, out, form, made, {"command": "tokenize"}, overwrite, job)
 
 
@@ -187,7 +188,7 @@ def _of_recording(
         pieces = recording_features(
             model.params, model.state, recording.read, recording.samples, model.cfg, make.layers, seconds
         )
-        frames = encoder_frames(recording.samples, model.cfg)
+        frames = encoder_frames(recording.samples, model.cfg, are_reduced(model.cfg.encoder, make.layers))
         return make.of_recording(
             until_stopped(pieces, frames, recording.samples / dataset.sample_rate, job), frames, out
         )

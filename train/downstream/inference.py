@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +19,8 @@ from nest_fn.interop.convert import read_any
 from nest_fn.layers.tree import tree_map
 from nest_fn.layers.types import Params, State, Tensor
 from nest_fn.train.data.audio_files.audio import AUDIO_SUFFIXES, audio_info
-from nest_fn.train.data.audio_files.remote import is_remote, remote
+from nest_fn.train.data.audio_files.remote import cache_of, is_remote, remote
+from nest_fn.train.data.audio_files.remote_cache import Cache
 from nest_fn.train.data.corpus_tools import audio_files, looks_like_audio
 from nest_fn.train.data.dataset import Dataset, batches, open_dataset
 from nest_fn.train.distributed.collectives import Ranks
@@ -83,13 +83,12 @@ def open_audio(
     if made:
         if scratch is None:
             raise DataError(f"{files[0]}: want a manifest here; make one with nest-fn data scan")
-        files = [str(_manifest_of(files[0], scratch / "input.jsonl", None if data is None else data.remote_cache))]
+        files = [str(_manifest_of(files[0], scratch / "input.jsonl", None if data is None else cache_of(data)))]
     if data is None:
         data = DataConfig(
             min_duration=0.0, max_duration=1e9, batch_seconds=60.0, min_audio=0.0, num_workers=0, channel="mix"
         )
-    windowed = cfg.encoder.reduction is None  # frames of two rates are not joined
-    longest = data.batch_seconds / data.row_multiple if windowed else math.inf
+    longest = data.batch_seconds / data.row_multiple
     opened = open_dataset(
         replace(data, valid=tuple(files)), 0, split="valid", sample_rate=cfg.sample_rate, longest=longest
     )
@@ -125,7 +124,7 @@ def utterances(dataset: Dataset, job: Job = ALONE) -> Iterator[Utterances]:
             job.reporter.progress(int(seconds), total, values)
 
 
-def _manifest_of(source: str, manifest: Path, cache: str | None) -> Path:
+def _manifest_of(source: str, manifest: Path, cache: Cache | None) -> Path:
     """Write a manifest of a file or an address, or of all audio below a folder, with absolute paths."""
     if is_remote(source):
         duration = audio_info(remote(source, cache)).duration

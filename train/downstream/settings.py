@@ -19,7 +19,7 @@ JOB = ("trainer.device", "trainer.precision", "trainer.threads", "data.num_worke
 
 READING = (
     "data.batch_seconds", "data.max_batch_size", "data.row_multiple", "data.num_buckets", "data.channel",
-    "data.resample", "data.root", "data.valid_shards", "data.remote_cache", "data.check_files",
+    "data.resample", "data.root", "data.valid_shards", "data.remote_cache", "data.remote_cache_mb", "data.check_files",
     "data.duration_tolerance",
 )  # fmt: skip
 """Settings of how audio is read and batched."""

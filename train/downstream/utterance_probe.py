@@ -15,7 +15,7 @@ import torch
 
 from nest_fn.config import Config
 from nest_fn.frontend import log_mel
-from nest_fn.hidden_states import features
+from nest_fn.hidden_states import are_reduced, features, layers_by_rate
 from nest_fn.layers import random
 from nest_fn.layers.tree import device_of
 from nest_fn.layers.types import Params, State, Tensor
@@ -61,7 +61,7 @@ def probe_labels(
     names = sorted({_label(train_set, index, label) for index in range(len(train_set.manifest))})
     y, test_y = (_targets(dataset, label, names) for dataset in (train_set, test_set))
     for name, features_of in (("learnt", (params, state)), ("untrained", untrained), ("log-mel", None)):
-        x, test_x = (_pooled(dataset, features_of, cfg, job) for dataset in (train_set, test_set))
+        x, test_x = (mean_features(dataset, features_of, cfg, job) for dataset in (train_set, test_set))
         best = choose(x, y, len(names), torch.arange(len(y)) % 16)
         probe = fit_linear_probe(x[best.layer], y, len(names), penalty=best.penalty)
         yield Score(name, best.layer, best.accuracy, accuracy(probe, test_x[best.layer], test_y))
@@ -96,7 +96,7 @@ def _targets(dataset: Dataset, label: str, names: Sequence[str]) -> Tensor:
 
 
 @torch.no_grad()
-def _pooled(dataset: Dataset, model: tuple[Params, State] | None, cfg: Config, job: Job = ALONE) -> list[Tensor]:
+def mean_features(dataset: Dataset, model: tuple[Params, State] | None, cfg: Config, job: Job = ALONE) -> list[Tensor]:
     """Mean features of every layer ``[utterances, D]``, in the manifest's order; without a model, mean log-mel."""
     rows: list[list[Tensor]] = []
     order: list[int] = []
@@ -106,12 +106,13 @@ def _pooled(dataset: Dataset, model: tuple[Params, State] | None, cfg: Config, j
         if model is None:
             # Normalised features have mean 0 by construction, so the baseline uses features without normalisation.
             mel, short = log_mel(audio, lengths, dataclasses.replace(cfg.preprocessor, normalize=None))
-            made: Sequence[Tensor] = (mel.transpose(1, 2),)
+            means = [mean_pool(mel.transpose(1, 2), short)]
         else:
-            made, short = features(*model, audio, lengths, cfg)
-        rows = rows or [[] for _ in made]
-        for one, layer in zip(rows, made, strict=True):
-            one.append(mean_pool(layer, short).float().cpu())
+            made = (features(*model, audio, lengths, cfg, layers) for layers in layers_by_rate(cfg.encoder))
+            means = [mean_pool(layer, short) for of_one_rate, short in made for layer in of_one_rate]
+        rows = rows or [[] for _ in means]
+        for one, mean in zip(rows, means, strict=True):
+            one.append(mean.float().cpu())
         order += index.tolist()
     device = torch.device("cpu") if model is None else device_of(model[0])
     for recording in recordings(dataset, device, job):
@@ -133,6 +134,10 @@ def _recording_means(
         block = max(1, round(seconds * cfg.sample_rate) // plain.hop_length)
         mean, _ = recording_statistics(recording.read, recording.samples, plain, block)
         return [] if mean is None else [mean[0, :, 0]]
-    pieces = recording_features(*model, recording.read, recording.samples, cfg, None, seconds)
-    sums = [torch.stack([layer.double().sum(dim=0) for layer in piece.frames]) for piece in pieces]
-    return list(torch.stack(sums).sum(dim=0) / encoder_frames(recording.samples, cfg))
+    means: list[Tensor] = []
+    for layers in layers_by_rate(cfg.encoder):
+        pieces = recording_features(*model, recording.read, recording.samples, cfg, layers, seconds)
+        sums = [torch.stack([layer.double().sum(dim=0) for layer in piece.frames]) for piece in pieces]
+        frames = encoder_frames(recording.samples, cfg, are_reduced(cfg.encoder, layers))
+        means += list(torch.stack(sums).sum(dim=0) / frames)
+    return means

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nest_fn import Config, features, init, key
+from nest_fn.encoder import encode
 from nest_fn.frontend import frames, log_mel
+from nest_fn.hidden_states import are_reduced, layers_by_rate
 from nest_fn.recording.mel import mel_frames, normalized, recording_statistics
 from nest_fn.recording.reach import Reach, encoder_reach
 from nest_fn.recording.windows import encoder_frames, recording_features, windows
@@ -26,6 +28,25 @@ LIMITED = [
     ["encoder.att_context_size=[[4,4]]", "preprocessor.exact_pad=true", "preprocessor.normalize=null"],
     ["encoder.att_context_size=[[4,4]]", "compat=legacy"],
 ]
+REDUCED = [
+    [*LIMITED[0], "encoder.reduction=pooling", "encoder.reduction_factor=2", "encoder.reduction_position=0"],
+    [
+        *LIMITED[0],
+        "encoder.reduction=striding",
+        "preprocessor.pad_to=32",
+        "encoder.reduction_factor=4",
+        "encoder.reduction_position=0",
+    ],
+    [
+        *LIMITED[1],
+        "encoder.reduction=pooling",
+        "preprocessor.pad_to=24",
+        "encoder.reduction_factor=3",
+        "encoder.reduction_position=0",
+    ],
+    [*LIMITED[4], "encoder.reduction=striding", "encoder.reduction_factor=2", "encoder.reduction_position=-1"],
+    [*LIMITED[2], "encoder.reduction=striding", "encoder.reduction_factor=2", "encoder.reduction_position=1"],
+]
 
 
 def recording() -> torch.Tensor:
@@ -36,14 +57,15 @@ def recording() -> torch.Tensor:
 
 
 @torch.no_grad()
-def both(overrides: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """All layers of the whole recording, and joined of windows: ``[L, T, D]`` each, in float64."""
+def both(overrides: list[str], chosen: list[int] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Layers of the whole recording, and joined of windows: ``[L, T, D]`` each, in float64."""
     cfg, audio = Config.preset("tiny", overrides), recording().double() / 32768
     params, state = (torch.utils._pytree.tree_map(lambda x: x.double(), tree) for tree in init(key(3), cfg))
-    layers, lengths = features(params, state, audio[None], torch.tensor([len(audio)]), cfg)
-    pieces = recording_features(params, state, lambda a, n: audio[a : a + n], len(audio), cfg, None, 5.0)
+    layers, lengths = features(params, state, audio[None], torch.tensor([len(audio)]), cfg, chosen)
+    pieces = recording_features(params, state, lambda a, n: audio[a : a + n], len(audio), cfg, chosen, 5.0)
     joined = torch.cat([torch.stack(piece.frames) for piece in pieces], dim=1)
-    assert joined.shape[1] == encoder_frames(len(audio), cfg) == int(lengths[0])
+    reduced = chosen is None or are_reduced(cfg.encoder, chosen)
+    assert joined.shape[1] == encoder_frames(len(audio), cfg, reduced) == int(lengths[0])
     return torch.stack(layers)[:, 0, : int(lengths[0])], joined
 
 
@@ -51,6 +73,25 @@ def both(overrides: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
 def test_with_limited_attention_windows_are_the_whole(overrides: list[str]) -> None:
     whole, joined = both(overrides)
     torch.testing.assert_close(joined, whole, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("overrides", REDUCED, ids=lambda texts: " ".join(texts[-3:]))
+def test_frames_that_are_reduced_on_the_way(overrides: list[str]) -> None:
+    """Windows are the whole in the layers before the reduction and in those after it, the last being the encoder's."""
+    cfg = Config.preset("tiny", overrides)
+    for layers in layers_by_rate(cfg.encoder):
+        whole, joined = both(overrides, layers)
+        torch.testing.assert_close(joined, whole, rtol=0, atol=1e-10)
+    audio, length = torch.randn(1, 32000), torch.tensor([32000])
+    params, state = init(key(3), cfg)
+    (last,), lengths = features(params, state, audio, length, cfg, [-1])
+    encoded, ends, _ = encode(
+        params["encoder"], state["encoder"], *log_mel(audio, length, cfg.preprocessor), cfg.encoder
+    )
+    assert torch.equal(last.transpose(1, 2), encoded) and torch.equal(lengths, ends)
+    if len(layers_by_rate(cfg.encoder)) == 2:
+        with pytest.raises(ValueError, match="layers from 1 on have 1 frame"):
+            features(params, state, audio, length, cfg)
 
 
 def test_with_full_attention_windows_are_near_the_whole() -> None:
@@ -79,9 +120,12 @@ def test_log_mel_in_blocks_is_that_of_the_whole(normalize: str) -> None:
 @given(
     total=st.integers(1, 3000), size=st.integers(1, 400),
     reach=st.none() | st.builds(Reach, st.integers(0, 90), st.integers(0, 90), st.integers(1, 9)),
+    grid=st.integers(1, 4),
 )  # fmt: skip
-def test_windows_cover_every_frame_once_with_its_reach(total: int, size: int, reach: Reach | None) -> None:
-    made = list(windows(total, size, reach))
+def test_windows_cover_every_frame_once_with_its_reach(total: int, size: int, reach: Reach | None, grid: int) -> None:
+    reach = None if reach is None else reach._replace(period=reach.period * grid)
+    made = list(windows(total, size, reach, grid))
+    assert all(window.first % grid == window.begin % grid == 0 for window in made)
     assert made[0].begin == 0 and made[-1].end == total
     assert all(a.end == b.begin for a, b in pairwise(made))
     for window in made:
@@ -90,4 +134,4 @@ def test_windows_cover_every_frame_once_with_its_reach(total: int, size: int, re
             assert window.first <= max(0, window.begin - reach.left) and window.first % reach.period == 0
             assert window.last >= min(total, window.end + reach.right)
         elif len(made) > 1:
-            assert window.last - window.first == size
+            assert 0 <= max(grid, size) - (window.last - window.first) < 2 * grid

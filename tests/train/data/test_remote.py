@@ -19,7 +19,7 @@ from nest_fn.checkpoint import model_files as checkpoint
 from nest_fn.train.cli.main import main
 from nest_fn.train.data.audio_files import remote as remote_files
 from nest_fn.train.data.audio_files.audio import read_audio
-from nest_fn.train.data.audio_files.remote import local_copy, remote, remote_bytes
+from nest_fn.train.data.audio_files.remote import held_copy, hold_copy, remote, remote_bytes
 from nest_fn.train.data.audio_files.wav import wav_bytes, write_wav
 from nest_fn.train.data.corpus.manifest import load_manifest
 from nest_fn.train.errors import DataError, UsageError
@@ -133,23 +133,24 @@ def server(tmp_path: Path) -> Iterator[str]:
 
 def test_an_http_server_that_fails_now_and_then(server: str, tmp_path: Path) -> None:
     waits: list[float] = []
-    path = local_copy(remote(f"{server}/a.wav", tmp_path / "cache"), waits.append)
-    assert Path(path).read_bytes() == wav_bytes(SAMPLES) and 1 <= len(waits) <= 3
-    assert local_copy(remote(f"{server}/a.wav", tmp_path / "cache"), waits.append) == path
+    with held_copy(remote(f"{server}/a.wav", tmp_path / "cache"), waits.append) as path:
+        assert Path(path).read_bytes() == wav_bytes(SAMPLES) and 1 <= len(waits) <= 3
+    with held_copy(remote(f"{server}/a.wav", tmp_path / "cache"), waits.append) as again:
+        assert again == path
     assert remote_bytes(f"{server}/a.wav") == wav_bytes(SAMPLES)
     with pytest.raises(DataError, match=r"always.wav: not fetched in 4 attempts"):
-        local_copy(remote(f"{server}/always.wav", tmp_path / "cache"), waits.append)
+        hold_copy(remote(f"{server}/always.wav", tmp_path / "cache"), waits.append)
     with pytest.raises(DataError, match="none.wav: FileNotFoundError"):
-        local_copy(remote(f"{server}/none.wav", tmp_path / "cache"), waits.append)
+        hold_copy(remote(f"{server}/none.wav", tmp_path / "cache"), waits.append)
     assert len([found for found in (tmp_path / "cache").rglob("*") if found.is_file()]) == 1
 
 
 def test_an_unknown_scheme_and_a_cut_answer(memory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="nonsense://a.wav: fsspec does not read it here"):
-        local_copy(remote("nonsense://a.wav", tmp_path))
+        hold_copy(remote("nonsense://a.wav", tmp_path))
     monkeypatch.setattr(remote_files, "_check_size", _cut)
     with pytest.raises(DataError, match="4 attempts .OSError: 3 of 5 bytes came"):
-        local_copy(remote("memory://corpus/a.wav", tmp_path), lambda seconds: None)
+        hold_copy(remote("memory://corpus/a.wav", tmp_path), lambda seconds: None)
     assert not [found for found in tmp_path.rglob("*") if found.is_file()]
 
 

@@ -17,6 +17,7 @@ from nest_fn.train.data.dataset import open_dataset, read_utterance
 from nest_fn.train.downstream.extract import extract
 from nest_fn.train.downstream.inference import Job, load_model, open_audio
 from nest_fn.train.downstream.settings import inference_config
+from nest_fn.train.downstream.utterance_probe import mean_features
 
 LIMITED = ["encoder.att_context_size=[[8,4]]", "encoder.self_attention_model=rel_pos_local_attn"]
 
@@ -85,12 +86,30 @@ def test_with_full_attention_the_window_is_part_of_the_origin(
     assert main([*again, "--batch-seconds", "6"]) == 2 and "window_s was 5.0" in capsys.readouterr().err
 
 
-def test_frames_of_two_rates_are_not_joined(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cfg = Config.preset("tiny", [*LIMITED, "encoder.reduction=pooling", "encoder.reduction_factor=2"])
+def test_frames_that_the_encoder_reduces(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The output is as long as it says, whole and in windows; layers of two rates are refused before the work."""
+    reduction = ["encoder.reduction=striding", "encoder.reduction_factor=2"]
+    cfg = Config.preset("tiny", [*LIMITED, *reduction])
     checkpoint.save(tmp_path / "model", *init(key(1), cfg), cfg)
-    words = ["extract", str(tmp_path / "model"), str(folder / "long.wav"), "--out", str(tmp_path / "out")]
-    assert main([*words, "--batch-seconds", "4"]) == 2
-    assert "batch_seconds 4.0 cannot hold" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    manifest = tmp_path / "all.jsonl"
+    manifest.write_text(json.dumps({"audio_filepath": str(folder / "long.wav"), "duration": 19.0}) + "\n")
+    made = {}
+    for seconds in ("60", "4"):
+        for command in ("extract", "tokenize"):
+            out = tmp_path / f"{command}{seconds}"
+            made[command, seconds] = run(tmp_path, out, "--batch-seconds", seconds, model="model", command=command)
+        model = load_model(tmp_path / "model")
+        data = inference_config("probe", cfg, [f"data.batch_seconds={seconds}"]).data
+        means = mean_features(open_audio(str(manifest), cfg, data=data), model[:2], cfg)
+        made["probe", seconds] = {str(layer): mean.numpy() for layer, mean in enumerate(means)}
+    for command, length in (("extract", (1, 119, 32)), ("tokenize", (119, 1)), ("probe", (1, 32))):  # of 238 frames
+        for name, array in made[command, "60"].items():
+            assert array.shape == made[command, "4"][name].shape == length
+            if command != "tokenize":
+                np.testing.assert_allclose(made[command, "4"][name], array, atol=1e-4)
+    words = ["extract", str(tmp_path / "model"), str(manifest), "--layers", "all", "--out", str(tmp_path / "both")]
+    assert main(words) == 2 and not (tmp_path / "both").exists()
+    assert "layers from 1 on have 1 frame where those before have 2" in capsys.readouterr().err
 
 
 def test_probe_takes_long_utterances(folder: Path) -> None:

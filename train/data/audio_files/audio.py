@@ -23,7 +23,7 @@ from nest_fn.files.inputs import open_plain
 from nest_fn.train.errors import DataError
 
 from .other_formats import MP3, SUFFIXES, decode, frames_of, open_other
-from .remote import Remote, local_copy
+from .remote import Remote, held_copy
 from .wav import IEEE_FLOAT, Source, Span, UnreadWav, WavInfo, read_wav, wav_info
 
 AUDIO_SUFFIXES = (".wav", *SUFFIXES)
@@ -179,7 +179,11 @@ def _wav_header(source: Source) -> WavInfo | None:
 def _named(source: Source | Remote, where: str) -> Iterator[Source]:
     """The file, or a remote one's copy; every error becomes a ``DataError`` that begins with ``where`` and the file."""
     try:
-        yield local_copy(source) if isinstance(source, Remote) else source
+        if isinstance(source, Remote):
+            with held_copy(source) as path:
+                yield path
+        else:
+            yield source
     except FileNotFoundError as error:
         raise DataError(f"{_head(source, where)}: no such file; correct the path or make the manifest anew") from error
     except OSError as error:

@@ -1,21 +1,29 @@
 """Files at an address with a scheme (https, s3, gs, hf, ...): fetched by fsspec into a local folder, and kept.
 
 An audio file at an address is taken for unchanging: a copy that is there is used. Copies appear whole or not at all,
-and nothing removes them. Manifests are fetched anew each time, into memory.
+and those not used for longest go when there are too many (``remote_cache.py``). Manifests are fetched anew each time,
+into memory.
 """
 
 from __future__ import annotations
 
-import hashlib
+import fcntl
+import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 
 from nest_fn.extras import load_extra
 from nest_fn.files.atomic import anything, atomic_write
 from nest_fn.train.errors import CheckpointError, DataError, UsageError
+
+from .remote_cache import Cache, alone, copy_path, hold, make_room
+
+if TYPE_CHECKING:
+    from nest_fn.config import DataConfig
 
 A = TypeVar("A")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -28,10 +36,10 @@ class _NotFetched(Exception):
 
 
 class Remote(NamedTuple):
-    """A file at an address, and the folder that holds the copy."""
+    """A file at an address, and where its copy is kept."""
 
     url: str
-    cache: str
+    cache: Cache
 
     def __str__(self) -> str:
         return self.url
@@ -42,31 +50,60 @@ def is_remote(path: object) -> bool:
     return isinstance(path, str) and _SCHEME.match(path) is not None
 
 
-def remote(url: str, cache: str | Path | None) -> Remote:
-    """The file at an address; ``cache=None`` keeps its copy below ``~/.cache/nest_fn``."""
-    return Remote(url, str(Path(cache).expanduser() if cache is not None else Path.home() / ".cache" / "nest_fn"))
+def remote(url: str, cache: Cache | str | Path | None) -> Remote:
+    """The file at an address; ``cache`` as in ``as_cache``."""
+    return Remote(url, as_cache(cache))
 
 
-def local_copy(source: Remote, wait: Callable[[float], None] = time.sleep) -> str:
-    """The path of a file's copy, fetched if it is not there. Raises ``DataError``; without fsspec ``UsageError``."""
-    digest = hashlib.sha256(source.url.encode("utf-8", "surrogatepass")).hexdigest()
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", source.url.rstrip("/").rpartition("/")[2])[-80:]
-    path = Path(source.cache) / digest[:2] / f"{digest[:32]}_{name}"
-    if path.exists():
-        return str(path)
+def as_cache(cache: Cache | str | Path | None) -> Cache:
+    """A cache, of a folder one without a bound; None: ``~/.cache/nest_fn``."""
+    if isinstance(cache, Cache):
+        return cache
+    return Cache(Path(cache).expanduser() if cache is not None else Path.home() / ".cache" / "nest_fn")
 
-    def fetch() -> None:
-        system, place = _system(source.url)
-        path.parent.mkdir(parents=True, exist_ok=True)
+
+def cache_of(config: DataConfig) -> Cache:
+    """The cache that the settings of the data name."""
+    limit = None if config.remote_cache_mb is None else int(config.remote_cache_mb * 1e6)
+    return as_cache(config.remote_cache)._replace(limit=limit)
+
+
+@contextmanager
+def held_copy(source: Remote, wait: Callable[[float], None] = time.sleep) -> Iterator[str]:
+    """The path of a file's copy, fetched if it is not there; it stays while the block runs. Raises as ``hold_copy``."""
+    path, file = hold_copy(source, wait)
+    with file:
+        yield path
+
+
+def hold_copy(source: Remote, wait: Callable[[float], None] = time.sleep) -> tuple[str, BinaryIO]:
+    """The path of a file's copy, fetched if it is not there, and the open file, until whose end the copy stays.
+
+    Raises ``DataError``; without fsspec ``UsageError``.
+    """
+    path = copy_path(source.cache, source.url)
+    held = hold(path)
+    return str(path), _attempted(source.url, lambda: _fetched(source, path), wait) if held is None else held
+
+
+def _fetched(source: Remote, path: Path) -> BinaryIO:
+    """Fetch a file, or wait for another who is fetching it; the copy, held."""
+    system, place = _system(source.url)
+    with alone(path):
+        if (held := hold(path)) is not None:
+            return held
         with atomic_write(path, 0, replaces=anything) as temporary:
             try:
                 system.get_file(place, str(temporary))
-                _check_size(temporary.stat().st_size, system, place)
+                size = os.stat(temporary).st_size
+                _check_size(size, system, place)
             except Exception as error:
                 raise _NotFetched from error  # an OSError would be told as one of writing
-
-    _attempted(source.url, fetch, wait)
-    return str(path)
+            make_room(source.cache, size)
+            file = open(temporary, "rb")  # noqa: SIM115 - the caller closes it
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_SH)  # before it has its name, so that nobody removes it first
+        return file
 
 
 def remote_bytes(url: str, wait: Callable[[float], None] = time.sleep) -> bytes:

@@ -24,7 +24,8 @@ from nest_fn.files.quoting import clip
 from nest_fn.train.errors import DataError
 
 from ..audio_files.audio import Channel, audio_info
-from ..audio_files.remote import is_remote
+from ..audio_files.remote import as_cache, is_remote
+from ..audio_files.remote_cache import Cache
 from .columns import NumberBuilder, TextBuilder, TextColumn, compact, half_units
 from .crops import crop_long
 from .manifest_lines import EntryBlock, LineProblems, read_blocks, text_of
@@ -45,7 +46,7 @@ def load_manifest(
     shards: Sequence[str] = (),
     channel: Channel = "error",
     check_files: bool = True,
-    cache: str | Path | None = None,
+    cache: Cache | str | Path | None = None,
     workers: int = 4,
 ) -> Manifest:
     """Read manifests and keep the utterances with ``min_duration <= duration <= max_duration`` (seconds), in order.
@@ -53,12 +54,12 @@ def load_manifest(
     ``long="crop"`` divides longer ones into crops (``crops.py``) instead of dropping them.
     ``files`` is one path, several separated by commas, or a list. If ``root`` is given, all audio must be below that
     folder. ``shards`` are patterns of tar archives that hold the audio. ``check_files=False`` does not check that every
-    file exists; those at an address are never looked for beforehand, and ``cache`` is the folder of their copies.
+    file exists; those at an address are never looked for beforehand, and ``cache`` holds their copies.
     Raises ``DataError`` with the first 20 problems and their total.
     """
     paths = manifest_files(files)
     index = index_shards(shards, workers, cache) if shards else None
-    manifest = replace(_parse(paths, index), cache=None if cache is None else os.fspath(cache))
+    manifest = replace(_parse(paths, index), cache=as_cache(cache))
     title = f"manifest {', '.join(paths)}"
     if index is None:
         manifest = _resolve(manifest, root, check_files, title)

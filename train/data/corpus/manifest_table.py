@@ -23,7 +23,8 @@ from nest_fn.files.inputs import open_plain, read_plain
 from nest_fn.train.errors import DataError
 from nest_fn.train.hash_rng import utterance_hashes
 
-from ..audio_files.remote import Remote, is_remote, local_copy, remote
+from ..audio_files.remote import Remote, held_copy, is_remote, remote
+from ..audio_files.remote_cache import Cache
 from ..audio_files.wav import Source, Span
 from .columns import TextColumn, compact
 from .manifest_lines import BOM, open_manifest, parse_line
@@ -49,7 +50,7 @@ class Manifest:
     channels: tuple[tuple[int, ...], ...] = ((),)  # all choices of channels that lines make
     shards: ShardIndex | None = None
     texts: Mapping[str, bytes] = field(default_factory=dict)  # of manifests that are compressed or remote, by path
-    cache: str | None = None  # folder of the copies of remote files; None: the default of ``remote.py``
+    cache: Cache | None = None  # of copies of remote files; None: that of ``as_cache``
     dropped: tuple[tuple[str, int], ...] = ()  # filter rule, and the number of utterances that it dropped
     cropped: int = 0  # utterances that were divided into crops
     made: bool = False  # of a folder or a file of audio: its lines are nobody's, and not named
@@ -135,7 +136,9 @@ class Manifest:
         """The bytes of an utterance's audio file, undecoded. Raises ``DataError``."""
         source = self.source(index)
         try:
-            source = local_copy(source) if isinstance(source, Remote) else source
+            if isinstance(source, Remote):
+                with held_copy(source) as path:
+                    return read_plain(path)
             if isinstance(source, (str, Path)):
                 return read_plain(source)
             with open_plain(source.path) as file:

@@ -11,11 +11,12 @@ import json
 import os
 import re
 import tarfile
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,8 @@ from nest_fn.train.errors import DataError
 from nest_fn.train.hash_rng import utterance_hashes
 from nest_fn.version import versions
 
-from ..audio_files.remote import Remote, is_remote, local_copy, remote
+from ..audio_files.remote import Remote, held_copy, hold_copy, is_remote, remote
+from ..audio_files.remote_cache import Cache
 from ..audio_files.wav import Span
 from .columns import NumberBuilder, TextBuilder, TextColumn, compact
 from .tar import tar_members
@@ -115,17 +117,16 @@ class ShardIndex:
         return found
 
 
-def index_shards(patterns: Sequence[str], workers: int = 4, cache: str | Path | None = None) -> ShardIndex:
-    """Read the headers of all archives; those at an address are fetched into the folder ``cache``.
+def index_shards(patterns: Sequence[str], workers: int = 4, cache: Cache | str | Path | None = None) -> ShardIndex:
+    """Read the headers of all archives; those at an address are fetched into ``cache``, and stay there while it lives.
 
     Raises ``DataError`` for the first damaged one.
     """
     paths = [path for pattern in patterns for path in expand_pattern(pattern)]
     if not paths:
         raise DataError("shards: no archive is named")
-    paths = list(
-        ordered_map(lambda one: local_copy(remote(one, cache)) if is_remote(one) else one, paths, workers=workers)
-    )
+    held = dict(zip(paths, ordered_map(lambda one: _held(one, cache), paths, workers=workers), strict=True))
+    paths = [held[path][0] for path in paths]
     names, hashes, shard = TextBuilder(), NumberBuilder(np.int64), NumberBuilder(np.int32)
     start, size = NumberBuilder(np.int64), NumberBuilder(np.int64)
     for number, members in enumerate(ordered_map(tar_members, paths, workers=workers)):
@@ -137,7 +138,15 @@ def index_shards(patterns: Sequence[str], workers: int = 4, cache: str | Path | 
     unsorted = hashes.column().astype(np.int64)
     order = np.argsort(unsorted, kind="stable")
     columns = shard.column(), start.column(), size.column()
-    return ShardIndex(tuple(paths), names.column(), *columns, unsorted[order], compact(order))
+    index = ShardIndex(tuple(paths), names.column(), *columns, unsorted[order], compact(order))
+    for _, file in held.values():  # an open copy stays in the cache
+        if file is not None:
+            weakref.finalize(index, file.close)
+    return index
+
+
+def _held(path: str, cache: Cache | str | Path | None) -> tuple[str, BinaryIO | None]:
+    return hold_copy(remote(path, cache)) if is_remote(path) else (path, None)
 
 
 def write_shards(manifest: Manifest, out_dir: str | Path, shards: int, *, overwrite: bool = False) -> Path:
@@ -188,9 +197,12 @@ def even_cuts(sizes: Sequence[int], parts: int) -> list[int]:
 def _archived(manifest: Manifest, index: int) -> int:
     """Bytes that an utterance's file takes in an archive: a header block, and the content padded to whole blocks."""
     source = manifest.source(index)
-    source = local_copy(source) if isinstance(source, Remote) else source
     try:
-        size = source.size if isinstance(source, Span) else os.stat(source).st_size
+        if isinstance(source, Remote):
+            with held_copy(source) as path:
+                size = os.stat(path).st_size
+        else:
+            size = source.size if isinstance(source, Span) else os.stat(source).st_size
     except OSError as error:
         raise DataError(f"{manifest.where(index)}: {source}: {error.strerror or error}") from error
     return tarfile.BLOCKSIZE * (1 + -(-size // tarfile.BLOCKSIZE))

@@ -29,13 +29,14 @@ _FREE = (
     "trainer.keep_best", "trainer.keep_every", "trainer.skip_nonfinite", "trainer.skip_norm",
     "trainer.stop_on_collapse", "trainer.shard", "trainer.recompute",
     "trainer.device", "trainer.compile", "optim.lr", "optim.sched.max_steps",
-    "data.noise_budget_mb", "data.valid", "data.valid_shards", "data.root",
+    "data.noise_budget_mb", "data.valid", "data.valid_shards", "data.root", "data.remote_cache",
     "data.train", "data.train_shards", "data.noise", "data.rir",  # where the data lies; what it is, the digest says
 )  # fmt: skip
 
 # Settings of the machine at hand, not of the run: they are not written into checkpoints.
 _LOCAL = (
-    "data.num_workers", "data.prefetch", "data.timeout_s", "data.check_files",
+    "data.num_workers", "data.prefetch", "data.timeout_s", "data.check_files", "data.remote_cache",
+    "data.remote_cache_mb",
     "trainer.threads", "trainer.rank_timeout_s", "trainer.collective_timeout_s", "trainer.loggers",
 )  # fmt: skip
 
