@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from . import random
-from .dropout import dropout
+from .attention_fused import relative_attention
+from .dropout import dropout, packed_decisions
 from .lengths import zero_padding
 from .linear import LinearParams, init_linear, linear
 from .positions import shift
@@ -90,7 +91,12 @@ def attention(
     by content alone. ``valid`` is bool ``[B, T]``; ``context`` is bool ``[T, T]`` or ``[B, T, T]`` (query, key), None
     allows all keys. Padded queries attend to nothing, so their output is the bias of the output projection. ``fused``
     uses PyTorch's fused kernel unless attention dropout is active; that kernel has no forward-mode derivatives.
+    Compiled on CUDA in half precision, attention to all frames by relative positions is one operator
+    (``attention_fused``).
     """
+    if positions is not None and context is None and _is_one_operator(x, heads):
+        kept = packed_decisions((x.shape[0], heads, x.shape[1], x.shape[1]), rate, key=key, train=train)
+        return linear(params["output"], _mix_in_one(params, x, positions, valid, kept, rate if train else 0.0, heads))
     query, keys, bias = _queries_keys_bias(params, x, positions, valid, context, heads)
     values = split_heads(linear(params["value"], x), heads)
     if fused and not (train and rate > 0.0):
@@ -98,6 +104,32 @@ def attention(
     else:
         mixed = dropout(_softmax_weights(query, keys, bias), rate, key=key, train=train) @ values
     return linear(params["output"], zero_padding(merge_heads(mixed), valid))
+
+
+def _is_one_operator(x: Tensor, heads: int) -> bool:
+    """Whether ``attention_fused`` applies: compiled on CUDA, no transform of functions, in half precision.
+
+    Products of float32 are no work for tensor cores: cuBLAS makes them faster than Triton does.
+    """
+    return (
+        torch.compiler.is_compiling()
+        and x.is_cuda
+        and x.dtype in (torch.bfloat16, torch.float16)
+        and x.shape[-1] // heads <= 128  # wider tiles do not fit
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
+def _mix_in_one(
+    params: AttentionParams, x: Tensor, positions: Tensor, valid: Tensor, kept: Tensor | None, rate: float, heads: int
+) -> Tensor:
+    """Mixed values ``[B, T, D]`` of all heads by the operator; ``kept`` are the decisions of dropout."""
+    check_attention("attention", x, positions, valid, 2 * x.shape[1] - 1)
+    query, keys, values = (linear(params[name], x) for name in ("query", "key", "value"))
+    biases = (params["content_bias"], params["position_bias"])
+    return relative_attention(
+        query, keys, values, linear(params["position"], positions), *biases, valid, kept, rate, MASKED
+    )  # fmt: skip
 
 
 def attention_weights(

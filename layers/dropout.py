@@ -28,6 +28,18 @@ def dropout(x: Tensor, rate: float, *, key: Key | None = None, train: bool = Fal
     return (x * kept.to(torch.uint8)).mul_(1.0 / (1.0 - rate))
 
 
+def packed_decisions(
+    shape: tuple[int, ...], rate: float, *, key: Key | None = None, train: bool = False
+) -> Tensor | None:
+    """What ``dropout`` decides for a tensor of this shape, int32 ``[n]`` or ``[B, n]`` as of ``random.dropout_bits``.
+
+    ``n`` numbers hold 32 decisions each. None if all is kept.
+    """
+    if not train or rate == 0.0:
+        return None
+    return random.dropout_bits(_needs_key("dropout", rate, key), rate, shape)
+
+
 def stochastic_depth(x: Tensor, y: Tensor, rate: float, *, key: Key | None = None, train: bool = False) -> Tensor:
     """A layer's output ``y`` or, with probability ``rate``, its input ``x``, for the whole batch (reference 4.7).
 

@@ -74,6 +74,27 @@ def _(info: object, axes: tuple[int | None, ...], key: torch.Tensor, bound: int,
     return _lanes_above(key.movedim(axes[0], 0), bound, count), 0
 
 
+def packed_lanes_above(key: Key, bound: int, count: int) -> Tensor:
+    """The same decisions, a bit each, for kernels on CUDA: keys int64 ``[..., 2]`` -> int32 ``[..., n]``.
+
+    Decision ``i`` is bit ``i % 32`` of number ``i // 32``; what follows the last one is arbitrary.
+    """
+    made: Tensor = _packed(key, bound, count)
+    return made
+
+
+@torch.library.custom_op("nest_fn::packed_lanes_above", mutates_args=(), device_types="cuda")
+def _packed(key: torch.Tensor, bound: int, count: int) -> torch.Tensor:
+    from . import mixer_triton
+
+    return mixer_triton.packed_lanes_above(key, bound, count, (_GAMMA, _M1, _M2))
+
+
+@_packed.register_fake
+def _(key: torch.Tensor, bound: int, count: int) -> torch.Tensor:
+    return key.new_empty((*key.shape[:-1], (count + 31) // 32), dtype=torch.int32)
+
+
 def _by_shifts(key: Key, bound: int, count: int) -> Tensor:
     """Arithmetic alone: each lane is shifted to the top of its word, where it decides."""
     word = words(key, torch.arange(-(-count // _LANES), device=key.device))

@@ -206,6 +206,21 @@ def dropout_mask(key: Key, rate: float, shape: Sequence[int]) -> Tensor:
     return mixer.lanes_above(key, threshold - 32769, math.prod(wanted)).reshape(shape)
 
 
+def dropout_bits(key: Key, rate: float, shape: Sequence[int]) -> Tensor:
+    """What ``dropout_mask`` decides, a bit each: keys ``[..., 2]`` -> int32 ``[..., n]``, on CUDA, for kernels.
+
+    Decision ``i`` of a key is bit ``i % 32`` of number ``i // 32``. Raises ``ValueError`` unless 0 <= rate <= 1.
+    """
+    check_key(key)
+    if not 0.0 <= rate <= 1.0:
+        raise ValueError(f"dropout_bits: rate must lie in [0, 1], got {rate}.")
+    count, threshold = math.prod(_per_key(key, shape)), round(rate * 65536)
+    if threshold in (0, 65536):
+        none, numbers = threshold == 65536, (*key.shape[:-1], (count + 31) // 32)
+        return torch.full(numbers, 0 if none else -1, dtype=torch.int32, device=key.device)
+    return mixer.packed_lanes_above(key, threshold - 32769, count)
+
+
 def bernoulli(key: Key, probability: float | Tensor, shape: Sequence[int]) -> Tensor:
     """True with the given probability, to 24 bits: keys ``[..., 2]`` draw ``shape``, which begins with their axes.
 

@@ -12,7 +12,9 @@ import torch
 from nest_fn import Config, init
 from nest_fn.encoder import subsample_features
 from nest_fn.layers import random
-from nest_fn.layers.tree import flatten, tree_map
+from nest_fn.layers.attention import attention, init_attention
+from nest_fn.layers.positions import relative_positions
+from nest_fn.layers.tree import fill, flatten, tree_map
 from nest_fn.train.data.dataset import batches, open_dataset
 from nest_fn.train.data.transfer import send, to_device
 from nest_fn.train.step import metrics
@@ -115,3 +117,36 @@ def test_fused_convolutions_are_those_of_eager_mode(corpus: Corpus) -> None:
     made = run(torch.compile(subsample_features, fullgraph=True))
     for one, other in zip(made, run(subsample_features), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()))
+
+
+@pytest.mark.parametrize(("heads", "width"), [(8, 512), (4, 176)])
+def test_fused_attention_is_that_of_float64(heads: int, width: int) -> None:
+    """Compiled in bfloat16 with dropout and padding, where one operator mixes, beside eager mode in float64."""
+    keys = random.split(random.key(0, device=CUDA), 5)
+    params = init_attention(keys[0], width, heads)
+    params |= {
+        name: random.normal(keys[n], params[name].shape) for n, name in ((1, "content_bias"), (2, "position_bias"))
+    }
+    x, valid = (
+        random.normal(keys[3], (3, 150, width)),
+        torch.arange(150, device=CUDA) < torch.tensor([[150], [70], [1]], device=CUDA),
+    )
+    weights = random.normal(random.key(9, device=CUDA), x.shape)
+
+    def run(attend: Any, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        leaves = {
+            path: leaf.bfloat16().to(dtype).requires_grad_() for path, leaf in flatten({"x": x, **params}).items()
+        }
+        given = fill({"x": x, **params}, leaves)
+        positions = relative_positions(149, 149, width, given["x"])
+        y = attend(
+            {n: p for n, p in given.items() if n != "x"}, given["x"], positions, valid, None,
+            heads=heads, rate=0.1, key=random.split(keys[4], 3), train=True,
+        )  # fmt: skip
+        return y, *torch.autograd.grad((y * weights.to(dtype)).sum(), [leaves[n] for n in leaves if n != "key.bias"])
+
+    made = run(torch.compile(attention, fullgraph=True), torch.bfloat16)
+    for one, other in zip(made, run(attention, torch.float64), strict=True):
+        torch.testing.assert_close(
+            one.double(), other, rtol=0, atol=8 * torch.finfo(torch.bfloat16).eps * float(other.abs().max())
+        )

@@ -9,10 +9,12 @@ import multiprocessing.connection
 import os
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import triton
 from torch._inductor.codecache import PyCodeCache
 from torch._inductor.runtime.triton_compat import OutOfResources, PTXASError, triton_key
@@ -20,7 +22,7 @@ from torch._inductor.runtime.triton_compat import OutOfResources, PTXASError, tr
 from nest_fn.layers.mixer import _GAMMA, _M1, _M2
 
 from .generate import Kernel
-from .pretend import TARGET
+from .pretend import PROPERTIES, TARGET
 
 KERNEL_LIMIT = 300.0  # seconds for one kernel
 
@@ -86,11 +88,22 @@ def compile_kernels(kernels: list[Kernel], folder: Path, jobs: int) -> list[Made
 
 def compile_own() -> list[str]:
     """The kernels that the project itself has written: what refuses them, if anything does."""
-    from nest_fn.layers import mixer_triton, subsampling_triton
+    return _of_mixer() + _of_subsampling() + _of_attention()
+
+
+def _of_mixer() -> list[str]:
+    from nest_fn.layers import mixer_triton
 
     mixer = {"keys": "*i64", "out": "*i32", "bound": "i32", "n": "i32", "blocks": "i32"}
     constants = {"GAMMA": _GAMMA, "M1": _M1, "M2": _M2, "BLOCK": mixer_triton.BLOCK}
     refused = _refusal(mixer_triton.lanes_above_kernel, mixer, constants)
+    return refused + _refusal(mixer_triton.packed_kernel, mixer, {**constants, "BLOCK": mixer_triton.BLOCK // 8})
+
+
+def _of_subsampling() -> list[str]:
+    from nest_fn.layers import subsampling_triton
+
+    refused = []
     tile: dict[str, Any] = {name: getattr(subsampling_triton, name) for name in ("POSITIONS", "CHANNELS", "TAPS")}
     sizes = dict.fromkeys(("count", "frames", "bins", "once", "wide", "narrow", "channels", "pad"), "i32")
     for kind in ("*bf16", "*fp32"):
@@ -102,12 +115,40 @@ def compile_own() -> list[str]:
     return refused
 
 
-def _refusal(kernel: Any, types: dict[str, str], constants: dict[str, Any]) -> list[str]:
-    signature = {**types, **dict.fromkeys(constants, "constexpr")}
+def _of_attention() -> list[str]:
+    """For heads of NEST-Large, NEST-Small and NEST-XLarge, with dropout and without."""
+    from nest_fn.layers import attention_triton, attention_triton_backward
+
+    kernels = [getattr(attention_triton_backward, f"{name}_kernel") for name in ("query", "key", "position")]
+    fixed = {"valid": "*i1", "kept": "*i32", **dict.fromkeys(attention_triton.SIZES, "i32")}
+    fixed |= dict.fromkeys(("scale", "masked", "raised", "root"), "fp32")
+    fixed |= dict.fromkeys(("norm", "shared", "shared_out", "to_biases", "partial"), "*fp32")
+    refused = []
+    for width, kind, drops in ((64, torch.bfloat16, True), (44, torch.float16, False), (128, torch.bfloat16, True)):
+        constants = attention_triton.settings(torch.empty(0, dtype=kind), width, None) | {"DROPS": drops}
+        options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
+        for kernel in (attention_triton.forward_kernel, *kernels):
+            names = [name for name in kernel.arg_names if name not in constants]
+            types = {name: fixed.get(name, f"*{constants['KIND']}") for name in names}
+            even = [name for name in names if types[name].startswith("*")]
+            refused += _refusal(kernel, types, constants, even, **options)
+    return refused
+
+
+def _refusal(
+    kernel: Any, types: dict[str, str], constants: dict[str, Any], even: Sequence[str] = (), **options: int
+) -> list[str]:
+    """``even``: arguments that are known to be multiples of 16, as those of a launch are seen to be."""
+    names, signature = kernel.arg_names, {**types, **dict.fromkeys(constants, "constexpr")}
+    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in even}
+    source = triton.compiler.ASTSource(kernel, {n: signature[n] for n in names}, constants, attributes)
     try:
-        triton.compile(triton.compiler.ASTSource(kernel, signature, constexprs=constants), target=TARGET)
+        made = triton.compile(source, target=TARGET, options=options)
     except Exception as error:
         return [f"kernel {kernel.__name__}, {types}: {type(error).__name__}: {str(error)[:2000]}"]
+    most = PROPERTIES["shared_memory_per_block_optin"]
+    if made.metadata.shared > most:
+        return [f"kernel {kernel.__name__}, {types}: {made.metadata.shared} bytes of shared memory, at most {most}"]
     return []
 
 

@@ -221,7 +221,11 @@ from nest_fn.layers import mixer, mixer_triton, random
 constants = (mixer._GAMMA, mixer._M1, mixer._M2)
 for rows, count, bound in ((3, 10_001, -20000), (1, 4, 0), (5, 4095, 32767), (2, 1, -32768), (2, 0, 7)):
     keys = random.split(random.key(count), rows)
-    assert torch.equal(mixer_triton.lanes_above(keys, bound, count, constants), mixer.lanes_above(keys, bound, count))
+    wanted = mixer.lanes_above(keys, bound, count)
+    assert torch.equal(mixer_triton.lanes_above(keys, bound, count, constants), wanted)
+    packed = mixer_triton.packed_lanes_above(keys, bound, count, constants)
+    bits = (packed[..., None] >> torch.arange(32)) & 1 != 0
+    assert packed.shape == (rows, -(-count // 32)) and torch.equal(bits.flatten(1)[:, :count], wanted)
 key = random.key(3)
 assert torch.equal(mixer_triton.lanes_above(key, 5, 999, constants), mixer.lanes_above(key, 5, 999))
 print("equal")
