@@ -22,10 +22,13 @@ from nest_fn.files.lock import Lock
 from nest_fn.files.outputs import MARK, claim, written
 from nest_fn.interop.nemo_archive import write_nemo
 from nest_fn.train.cli.main import main
+from nest_fn.train.ctc.model_files import Recogniser, save_recogniser
+from nest_fn.train.ctc.recogniser import Design, init_head
+from nest_fn.train.ctc.tokens import TokenList
 from nest_fn.train.downstream.extract import extract
 from nest_fn.train.downstream.inference import load_model, open_audio
 from nest_fn.train.finetune import run as finetuning
-from tests import unprivileged
+from tests import fuzz_cli, unprivileged
 from tests.train.conftest import Corpus
 
 THESIS = "thesis.tex"
@@ -53,6 +56,7 @@ WRITERS = {
         "finetune-ctc {model} data.train={text} data.valid={text} trainer.max_steps=1 --tokens characters --out {out}",
         True,
     ),
+    "transcribe": Writer("transcribe {recogniser} {valid} --out {out}.jsonl", False),
     "data scan": Writer("data scan {audio} {out}.jsonl", False),
     "data import": Writer("data import {cuts} --out {out}", True),
     "data shard": Writer("data shard {valid} --shards 2 --out {out}", True),
@@ -65,6 +69,7 @@ WRITERS = {
     "pretrain": Writer("pretrain -c tiny data.train={valid} trainer.max_steps=1 --folder {out}", True),
 }
 WITHOUT_OVERWRITE = ("demo", "pretrain", "study", "study as an array")
+KEEPING = ("finetune-ctc", "transcribe")  # what was done before a failure is kept
 QUICK = [n for n in WRITERS if n not in ("data synth", "bench", "export", "report", *WITHOUT_OVERWRITE)]
 
 
@@ -83,7 +88,16 @@ def given(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     (folder / "study.yaml").write_text("config: tiny\narms: {a: []}\n")
     source = {"type": "file", "channels": [0], "source": texts[0]["audio_filepath"]}
     (folder / "cuts.jsonl").write_text(json.dumps({"id": "a", "sources": [source], "duration": 1.0}) + "\n")
-    own = {"cuts": str(folder / "cuts.jsonl"), "run": str(folder / "run"), "study": str(folder / "study.yaml")}
+    params, state = init(key(0), cfg)
+    tokens = TokenList(("a", "b"))
+    head = init_head(key(1), cfg, Design(1), tokens.size)
+    save_recogniser(folder / "recogniser", Recogniser(params, state, head, cfg, Design(1), tokens), cfg.to_dict(), {})
+    own = {
+        "recogniser": str(folder / "recogniser"),
+        "cuts": str(folder / "cuts.jsonl"),
+        "run": str(folder / "run"),
+        "study": str(folder / "study.yaml"),
+    }
     return own | {
         "model": str(folder / "model"),
         "valid": corpus.valid,
@@ -212,7 +226,14 @@ def test_what_stands_there_survives(
             assert len(told) == 1 and told[0].startswith("error: ") and "out" in told[0], told
 
 
-@pytest.mark.parametrize("name", QUICK)
+def test_every_command_that_writes_is_tried() -> None:
+    for name, parser in fuzz_cli.commands().items():
+        takes = fuzz_cli.arguments(parser)
+        writes = "overwrite" in takes or {"array", "folder"} & {one for one in takes if takes[one].option_strings}
+        assert not writes or any(writer.words.startswith(f"{name} ") for writer in WRITERS.values()), name
+
+
+@pytest.mark.parametrize("name", [name for name in QUICK if name != "transcribe"])
 def test_the_input_is_no_output(name: str, given: dict[str, str], tmp_path: Path, capsys: Captured) -> None:
     """Also under another name: by a link, or as a folder that holds it."""
     copied = tmp_path / f"model{suffix(name)}"
@@ -228,6 +249,20 @@ def test_the_input_is_no_output(name: str, given: dict[str, str], tmp_path: Path
         assert main([*command(name, inputs, copied), *more]) in (2, 3)
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
         assert snapshot(tmp_path) == before
+
+
+def test_a_transcription_is_not_written_over_its_manifest(
+    given: dict[str, str], tmp_path: Path, capsys: Captured
+) -> None:
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text(Path(given["text"]).read_text())
+    (tmp_path / "link.jsonl").symlink_to(manifest)
+    before = snapshot(tmp_path)
+    for out in (manifest, tmp_path / "link.jsonl"):
+        for more in ([], ["--overwrite"]):
+            words = ["transcribe", given["recogniser"], str(manifest), "--out", str(out), *more]
+            assert main(words) == 2 and snapshot(tmp_path) == before
+            assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -381,7 +416,7 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("name", [name for name in QUICK if name != "finetune-ctc"] + ["export"])
+@pytest.mark.parametrize("name", [name for name in QUICK if name not in KEEPING] + ["export"])
 def test_a_full_disk_is_one_line_and_leaves_no_half_file(name: str, given: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / f"out{suffix(name)}"
     words = [sys.executable, "-c", FULL, *command(name, given, out)]
