@@ -30,16 +30,17 @@ from nest_fn.layers.types import Tensor
 from nest_fn.model import quantize
 from nest_fn.recording.windows import Piece, encoder_frames, recording_features
 from nest_fn.train.data.dataset import Dataset
-from nest_fn.train.errors import DataError, MemoryExhausted, UsageError, is_out_of_memory
+from nest_fn.train.errors import MemoryExhausted, UsageError, is_out_of_memory
 from nest_fn.version import versions
 
-from .inference import ALONE, Job, Model, Utterances, utterances
+from .inference import ALONE, Job, Model, Utterances, not_finite, utterances
 from .recordings import Recording, StopAsked, joined, recordings, until_stopped, window_settings
 from .settings import lasting_settings, model_alone
 
 Arrays = dict[str, NDArray[Any]]
 FORMATS = ("npy", "npz", "safetensors")
 INDEX = "index.jsonl"
+_NO_TOKEN = -1  # where scores are not finite
 _BLOCK = 1 << 22  # numbers that are looked at together
 
 
@@ -103,7 +104,8 @@ def tokenize(
     def of_frames(mel: Tensor, last: Tensor) -> tuple[NDArray[Any], NDArray[Any]]:
         tokens = quantize(model.state, mel, cfg)
         tokens = tokens if tokens.ndim == 3 else tokens[..., None]
-        guesses = logits(model.params["decoder"], last, cfg.decoder).argmax(dim=-2)
+        scores = logits(model.params["decoder"], last, cfg.decoder)
+        guesses = scores.argmax(dim=-2).masked_fill(~torch.isfinite(scores).all(dim=-2), _NO_TOKEN)
         return tokens.cpu().numpy(), guesses.cpu().numpy()
 
     def of_batch(audio: Tensor, lengths: Tensor) -> Iterator[Arrays]:
@@ -152,7 +154,8 @@ def _write_all(
     job.ranks.any(False)
     try:
         for index, arrays in _made(model, dataset, out, names, make, job):
-            _check_finite(arrays, dataset.manifest.where(index))
+            if not _all_finite(arrays):
+                raise not_finite(dataset, index)
             _write(out / names[index], arrays, form)
             yield names[index]
     except Exception:
@@ -219,11 +222,10 @@ def _mixed(each: Tensor, mixture: Tensor | None) -> Tensor:
     return each if mixture is None else torch.einsum("l,l...->...", mixture.to(each.dtype), each)
 
 
-def _check_finite(arrays: Arrays, where: str) -> None:
+def _all_finite(arrays: Arrays) -> bool:
+    """Whether no number is NaN or infinite, or a token that stands for such."""
     blocks = (array.reshape(-1)[at : at + _BLOCK] for array in arrays.values() for at in range(0, array.size, _BLOCK))
-    if not all(np.isfinite(block).all() for block in blocks):
-        raise DataError(f"{where}: what the model makes of it is not finite; look at it with nest-fn data validate, or "
-                        "at the model's weights")  # fmt: skip
+    return all(np.isfinite(block).all() if block.dtype.kind == "f" else (block > _NO_TOKEN).all() for block in blocks)
 
 
 def _explain_oom(

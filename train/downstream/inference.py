@@ -95,6 +95,14 @@ def open_audio(
     return replace(opened, manifest=replace(opened.manifest, made=made))
 
 
+def not_finite(dataset: Dataset, index: int) -> DataError:
+    """The error for an utterance of which a model makes NaN or infinities."""
+    return DataError(
+        f"{dataset.manifest.where(index)}: what the model makes of it is not finite; look at it with nest-fn data "
+        "validate, or at the model's weights"
+    )
+
+
 def utterances(dataset: Dataset, job: Job = ALONE) -> Iterator[Utterances]:
     """Every utterance that a batch can hold, the longest first; of several ranks each gets its rows of every batch.
 

@@ -8,6 +8,7 @@ output until it is finished, so that the same command goes on where it was stopp
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
@@ -28,7 +29,7 @@ from nest_fn.train.data.dataset import Dataset
 from nest_fn.train.errors import CheckpointError, MemoryExhausted, is_out_of_memory
 from nest_fn.train.run.record.appending import append_whole
 
-from .inference import ALONE, Job, Utterances, utterances
+from .inference import ALONE, Job, Utterances, not_finite, utterances
 from .recordings import Recording, StopAsked, recordings, until_stopped
 from .settings import seconds_per_frame
 
@@ -147,6 +148,8 @@ def _recognised_recording(
 
 
 def _line(made: Recogniser, dataset: Dataset, index: int, found: Hypothesis) -> dict[str, Any]:
+    if not math.isfinite(found.score):
+        raise not_finite(dataset, index)
     seconds = seconds_per_frame(made.cfg)
     fields = dict(dataset.manifest.fields(index))
     audio = dataset.manifest.lasting_name(index)

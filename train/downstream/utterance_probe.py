@@ -27,7 +27,7 @@ from nest_fn.train.errors import DataError
 from nest_fn.train.reporter import NullReporter, Reporter
 from nest_fn.train.run.device import prepare_device
 
-from .inference import ALONE, Job, Model, load_model, open_audio, place, utterances
+from .inference import ALONE, Job, Model, load_model, not_finite, open_audio, place, utterances
 from .linear_probe import accuracy, choose, fit_linear_probe, mean_pool
 from .recordings import Recording, recordings
 from .settings import inference_config
@@ -97,7 +97,10 @@ def _targets(dataset: Dataset, label: str, names: Sequence[str]) -> Tensor:
 
 @torch.no_grad()
 def mean_features(dataset: Dataset, model: tuple[Params, State] | None, cfg: Config, job: Job = ALONE) -> list[Tensor]:
-    """Mean features of every layer ``[utterances, D]``, in the manifest's order; without a model, mean log-mel."""
+    """Mean features of every layer ``[utterances, D]``, in the manifest's order; without a model, mean log-mel.
+
+    Raises ``DataError`` for an utterance of which the model makes what is not finite.
+    """
     rows: list[list[Tensor]] = []
     order: list[int] = []
     for index, audio, lengths, _ in utterances(dataset, job):
@@ -122,7 +125,11 @@ def mean_features(dataset: Dataset, model: tuple[Params, State] | None, cfg: Con
             one.append(mean.float().cpu()[None])
         order.append(recording.number)
     back = torch.argsort(torch.tensor(order))
-    return [torch.cat(layer)[back] for layer in rows]
+    found = [torch.cat(layer)[back] for layer in rows]
+    finite = torch.stack([torch.isfinite(layer).all(dim=1) for layer in found]).all(dim=0)
+    if not finite.all():
+        raise not_finite(dataset, int(finite.long().argmin()))
+    return found
 
 
 def _recording_means(

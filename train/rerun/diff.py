@@ -140,6 +140,7 @@ def first_differing_update(first: Path, second: Path, overrides: Sequence[str], 
     other = list(tensor_differences(*map(leaves_of, begun)))
     if other:
         return Difference(what, False, (f"before the first update {told(other)}",))
+    configs += [settings_of("diff", folder) for folder in (first, second)]  # no override makes steps that were not
     return Difference(what, *_lockstep(runs, begun, min(config.trainer.max_steps for config in configs)))
 
 

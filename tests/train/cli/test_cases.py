@@ -16,7 +16,10 @@ import soundfile
 from nest_fn import Config, init, key
 from nest_fn.checkpoint import model_files as checkpoint
 from nest_fn.train.cli.main import main
+from nest_fn.train.ctc.model_files import Recogniser, save_recogniser
+from nest_fn.train.ctc.recogniser import Design, init_head
 from nest_fn.train.ctc.scores import count_errors
+from nest_fn.train.ctc.tokens import TokenList
 from nest_fn.train.data.audio_files.wav import wav_bytes, write_wav
 
 Captured = pytest.CaptureFixture[str]
@@ -182,6 +185,30 @@ def test_an_mp3_is_as_long_as_it_decodes(rate: int, tmp_path: Path) -> None:
     samples, _ = soundfile.read(tmp_path / "a" / "a.mp3")
     assert json.loads((tmp_path / "m.jsonl").read_text())["duration"] == len(samples) / rate
     assert main(["data", "validate", str(tmp_path / "m.jsonl")]) == 0
+
+
+@pytest.mark.parametrize("command", ["extract", "tokenize", "transcribe", "probe"])
+def test_a_model_that_is_not_finite_gives_no_result(
+    command: str, sounds: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    """9: one NaN among the weights, as of a run that went astray; the utterance is named and nothing is written."""
+    cfg = Config.preset("tiny", ["encoder.n_layers=1"])
+    params, state = init(key(0), cfg)
+    params["encoder"]["layers"][0]["norm_out"]["weight"][0] = float("nan")
+    checkpoint.save(tmp_path / "model", params, state, cfg)
+    head = init_head(key(1), cfg, Design(0), 1)
+    made = Recogniser(params, state, head, cfg, Design(0), TokenList(("a",)))
+    save_recogniser(tmp_path / "recogniser", made, cfg.to_dict(), {})
+    both = ({"audio_filepath": f"sounds/{name}.wav", "kind": name, "text": "a"} for name in "ab")
+    manifest, out = lines(tmp_path / "m.jsonl", *both), ["--out", str(tmp_path / "out")]
+    words = {
+        "transcribe": [str(tmp_path / "recogniser"), manifest, *out],
+        "probe": [str(tmp_path / "model"), "--label", "kind", "--train", manifest, "--test", manifest],
+    }.get(command, [str(tmp_path / "model"), manifest, *out])
+    assert main([command, *words]) == 3
+    told = capsys.readouterr().err
+    assert f"{manifest}:" in told and "what the model makes of it is not finite" in told and "Traceback" not in told
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("tokens", ["--tokens=characters", "--pieces=30000"])

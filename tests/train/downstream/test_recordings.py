@@ -136,11 +136,14 @@ def test_crops_are_utterances_that_cover_the_recording(folder: Path, tmp_path: P
     assert main(words) == 0 and "cropped: 2 utterances" in (tmp_path / "run" / "log.txt").read_text()
 
 
-def test_transcripts_of_windows_are_those_of_the_whole(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("reduction", [[], ["encoder.reduction=pooling", "encoder.reduction_factor=2"]])
+def test_transcripts_of_windows_are_those_of_the_whole(reduction: list[str], folder: Path, tmp_path: Path) -> None:
+    cfg = Config.preset("tiny", [*LIMITED, *reduction])
+    checkpoint.save(tmp_path / "model", *init(key(1), cfg), cfg)
     (tmp_path / "text.jsonl").write_text(
         json.dumps({"audio_filepath": str(folder / "short.wav"), "duration": 1.0, "text": "ab"}) + "\n"
     )
-    words = ["finetune-ctc", str(folder / "limited"), "--tokens", "characters", "--out", str(tmp_path / "made"),
+    words = ["finetune-ctc", str(tmp_path / "model"), "--tokens", "characters", "--out", str(tmp_path / "made"),
              f"data.train={tmp_path / 'text.jsonl'}", f"data.valid={tmp_path / 'text.jsonl'}", "trainer.max_steps=3",
              "trainer.threads=1", "optim.lr=1e-2", "optim.sched.name=constant"]  # fmt: skip
     assert main(words) == 0

@@ -63,6 +63,11 @@ def test_another_learning_rate_parts_at_the_first_update(
     assert "update 1: lr " in again and "tensors differ, first params." in again and "batches" not in again
 
 
+def test_no_override_makes_steps_that_were_not(one: Path, tmp_path: Path, capsys: Captured) -> None:
+    code, found = diff(capsys, one, one, "--rerun", "trainer.max_steps=1000000000")
+    assert code == 0 and "all updates to step 6 are equal" in next(text for text in found.values() if "updates" in text)
+
+
 def test_one_bit_is_found(one: Path, tmp_path: Path, capsys: Captured) -> None:
     name = "encoder.layers.0.norm_out.weight"
     flip(one, tmp_path / "two", 3, name)
