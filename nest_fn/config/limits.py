@@ -177,6 +177,7 @@ LIMITS: dict[str, Range] = {
     "trainer.log_every": COUNT,
     "trainer.valid_every": COUNT,
     "trainer.save_every": COUNT,
+    "trainer.digest_every": COUNT,
     "trainer.keep_last": Range(1, 10**12),
     "trainer.keep_best": COUNT,
     "trainer.keep_every": COUNT,

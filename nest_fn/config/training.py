@@ -115,6 +115,7 @@ class TrainerConfig(ShortRepr):
     log_every: int = 10  # steps; from one line of metrics to the next
     valid_every: int = 1000  # steps; from one validation to the next; 0: at the end alone
     save_every: int = 1000  # steps; from one checkpoint to the next; 0: at the end alone
+    digest_every: int = 0  # steps; from one record of every tensor's digest to the next, for verify and diff; 0: off
     keep_last: int = 3  # checkpoints; the newest ones that are kept
     keep_best: int = 0  # checkpoints; kept in addition, those with the lowest validation loss
     keep_every: int = 0  # steps; in addition, checkpoints of steps divisible by it are kept; 0: none

@@ -182,7 +182,8 @@ def _replay(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from nest_fn.train.rerun.verify import verdict, verify
+    from nest_fn.train.rerun.verdict import surroundings, verdict
+    from nest_fn.train.rerun.verify import verify
 
     from .console import ConsoleReporter
 
@@ -190,7 +191,8 @@ def _verify(args: argparse.Namespace) -> int:
     for one in verify(Path(args.run), args.start, args.steps, args.overrides, ConsoleReporter()):
         show(f"step {one.step}: {one.text}")
         found.append(one)
-    show(verdict(found))
+    for line in verdict(found, surroundings(Path(args.run)), args.overrides):
+        show(line)
     return 0 if all(one.equal for one in found) else EXIT_FAILURE
 
 

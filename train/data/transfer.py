@@ -30,16 +30,21 @@ def send(raw: RawBatch, device: torch.device) -> RawBatch:
     with torch.cuda.device(device):  # new threads use device 0, where pinning would create a context
         stream = torch.cuda.Stream(device)
         with torch.cuda.stream(stream):
-            pinned = {name: raw[name].pin_memory() for name in TENSORS}  # type: ignore[literal-required]
+            pinned = {name: leaf.pin_memory() for name, leaf in tensors_read(raw).items()}
             tensors = {name: leaf.to(device, non_blocking=True) for name, leaf in pinned.items()}
         return {**raw, "sent": Sent(tensors, stream.record_event())}
+
+
+def tensors_read(raw: RawBatch) -> dict[str, Tensor]:
+    """The tensors of a batch by name, on the CPU, as they were read."""
+    return {name: raw[name] for name in TENSORS}  # type: ignore[literal-required]
 
 
 def to_device(raw: RawBatch, device: torch.device) -> dict[str, Tensor]:
     """The tensors of a batch on the device: those that ``send`` copied, or copied now."""
     sent: Sent | None = raw.get("sent")
     if sent is None:
-        return {name: raw[name].to(device, non_blocking=True) for name in TENSORS}  # type: ignore[literal-required]
+        return {name: leaf.to(device, non_blocking=True) for name, leaf in tensors_read(raw).items()}
     current = torch.cuda.current_stream(device)
     current.wait_event(sent.arrived)  # the device waits, the host does not
     for leaf in sent.tensors.values():

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from nest_fn.files.appending import append_whole
 from nest_fn.files.atomic import remove
 from nest_fn.files.inputs import read_plain
 from nest_fn.files.outputs import Place, written
@@ -27,7 +28,6 @@ from nest_fn.train.ctc.recogniser import cast, feature_log_probs, token_log_prob
 from nest_fn.train.ctc.scores import Errors, count_errors
 from nest_fn.train.data.dataset import Dataset
 from nest_fn.train.errors import CheckpointError, MemoryExhausted, is_out_of_memory
-from nest_fn.train.run.record.appending import append_whole
 
 from .inference import ALONE, Job, Utterances, not_finite, utterances
 from .recordings import Recording, StopAsked, recordings, until_stopped

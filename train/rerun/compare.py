@@ -54,6 +54,33 @@ def _difference(path: str, before: Any, after: Any) -> TensorDifference | None:
     return TensorDifference(path, f"{many} by at most {distance:.3g} (largest magnitude {size:.3g})", relative)
 
 
+def relative_distance(then: Mapping[str, Any], now: Mapping[str, Any]) -> float:
+    """The largest ``|a - b| / |a|`` over the parts of two checkpoints, with norms over all of a part's tensors.
+
+    Parts are the parameters, the state, each kind of the optimizer's moments. Single tensors do not show whether a
+    difference is of rounding: the gradient of a bias before a batch norm is nothing else. Infinite where tensors are
+    missing or of other shapes, or where a value is not finite in one alone.
+    """
+    squares: dict[str, list[float]] = {}
+    for path in {**then, **now}:
+        before, after = then.get(path), now.get(path)
+        if not isinstance(before, Tensor) or not isinstance(after, Tensor) or before.shape != after.shape:
+            return inf
+        a, b = before.detach().cpu().double(), after.detach().cpu().double()
+        same = (a == b) | (a.isnan() & b.isnan())
+        part = squares.setdefault(".".join(path.split(".")[: 2 if path.startswith("optimizer.") else 1]), [0.0, 0.0])
+        part[0] += float(torch.where(same, 0.0, a - b).nan_to_num(nan=inf).square().sum())
+        part[1] += float(a.nan_to_num(0.0, 0.0, 0.0).square().sum())
+    return max((_ratio(*part) for part in squares.values()), default=0.0)
+
+
+def _ratio(difference: float, size: float) -> float:
+    """The root of a quotient of squares; infinite for a difference to nothing."""
+    if difference == 0:
+        return 0.0
+    return (difference / size) ** 0.5 if size > 0 else inf
+
+
 def _bytes(leaf: Tensor) -> Tensor:
     return leaf.contiguous().reshape(-1).view(torch.uint8)
 

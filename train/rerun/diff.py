@@ -16,6 +16,7 @@ from nest_fn.layers.tree import flatten
 from nest_fn.train.errors import CheckpointError
 from nest_fn.train.reporter import Reporter
 from nest_fn.train.run.context import Run
+from nest_fn.train.run.record.digests import first_difference, read_digests
 from nest_fn.train.run.record.progress import Progress
 from nest_fn.train.run.record.run_folder import RunFolder
 
@@ -41,6 +42,7 @@ def diff(first: Path, second: Path) -> Iterator[Difference]:
     yield _entries("data", *(_data(folder) for folder in (first, second)))
     yield _entries("code, versions and machine", *(_environment(folder) for folder in (first, second)))
     yield _metrics(first, second)
+    yield _digests(first, second)
     yield _checkpoints(first, second)
 
 
@@ -85,6 +87,21 @@ def _metrics(first: Path, second: Path) -> Difference:
     return Difference("metrics", True, (f"{len(common)} common lines, to step {common[-1][0]}",))
 
 
+def _digests(first: Path, second: Path) -> Difference:
+    """The first record of digests that is not the same in both, and its first tensor that is not."""
+    records = [dict(read_digests(RunFolder(folder).digests)) for folder in (first, second)]
+    common = sorted(records[0].keys() & records[1].keys())
+    if not common:
+        return Difference("digests", None, ("no step has a record in both; trainer.digest_every makes them",))
+    for number, step in enumerate(common):
+        then, now = (record[step] for record in records)
+        shared = {name: digest for name, digest in then.items() if name in now} if then.keys() & now.keys() else then
+        name, text = first_difference(shared, now)
+        if name is not None:
+            return Difference("digests", False, (f"step {step}: {text}; {number} common records before are equal",))
+    return Difference("digests", True, (f"{len(common)} common records, to step {common[-1]}",))
+
+
 def _checkpoints(first: Path, second: Path) -> Difference:
     """The first common checkpoint that is not the same in both, and its first tensor that is not."""
     common, equal = common_checkpoints(first, second), 0
@@ -114,7 +131,8 @@ def common_checkpoints(first: Path, second: Path) -> dict[int, tuple[Path, Path]
 
 def told(other: Sequence[TensorDifference]) -> str:
     """The first of the tensors that differ, and how many they are."""
-    return f"{len(other)} tensors differ, first {other[0].path}: {other[0].text}"
+    many = "1 tensor differs" if len(other) == 1 else f"{len(other):,} tensors differ"
+    return f"{many}, first {other[0].path}: {other[0].text}"
 
 
 def _file_digests(path: Path) -> dict[str, str]:

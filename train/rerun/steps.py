@@ -7,13 +7,16 @@ from contextlib import closing
 from typing import Any, NamedTuple
 
 from nest_fn.layers.tree import flatten
+from nest_fn.layers.types import Tensor
 from nest_fn.train.data.dataset import RawBatch, batches
+from nest_fn.train.data.transfer import tensors_read
 from nest_fn.train.keys import step_key
 from nest_fn.train.run.batch import prepare_batch
 from nest_fn.train.run.context import Run, step_parts
 from nest_fn.train.run.failure_dump import explain_oom
 from nest_fn.train.run.loop import Metrics, audio_counts, window_line
 from nest_fn.train.run.record.checkpoints import trees_of
+from nest_fn.train.run.record.digests import tensors_of
 from nest_fn.train.run.record.progress import Progress
 from nest_fn.train.step import metrics
 from nest_fn.train.step.step import RefusedUpdate, make_step, training_loss
@@ -61,6 +64,12 @@ def _update(run: Run, progress: Progress, make: Any, raw: RawBatch) -> tuple[Pro
         skipped = progress.skipped + (not refused.finite)
         after = progress.past(raw["epoch"], raw["batch"], ts._replace(step=ts.step + 1), skipped)
         return after, refused.metrics, refused
+
+
+def tensors_of_step(run: Run, step: Step) -> dict[str, Tensor]:
+    """Every tensor of an update, as ``trainer.digest_every`` records them."""
+    key = step_key(run.key, step.progress.ts.step - 1)
+    return tensors_of(step.progress, tensors_read(step.raw), key, step.values)
 
 
 def leaves_of(progress: Progress) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """``nest-fn verify RUN``: a part of a run made again and compared with what it recorded, to the last bit.
 
-Compared are each line of ``metrics.jsonl`` (times apart) and each checkpoint, tensor by tensor. Nothing is written.
+Compared are each line of ``metrics.jsonl`` (times apart), each checkpoint, tensor by tensor, and each record of
+``digests.jsonl``, which a run with ``trainer.digest_every`` writes. Nothing is written.
 """
 
 from __future__ import annotations
@@ -17,21 +18,14 @@ from nest_fn.layers.tree import flatten
 from nest_fn.train.errors import CheckpointError, UsageError
 from nest_fn.train.reporter import Reporter
 from nest_fn.train.run.context import Run
+from nest_fn.train.run.record.digests import Digests, digests_of, first_difference, read_digests
 from nest_fn.train.run.record.progress import Progress
-from nest_fn.train.run.record.run_folder import RunFolder, environment
+from nest_fn.train.run.record.run_folder import RunFolder
 
-from .compare import ROUNDING, changed_entries, line_difference, tensor_differences
+from .compare import line_difference, relative_distance, tensor_differences
 from .opening import open_again, progress_before, settings_of
-from .steps import Step, leaves_of, steps_from
-
-
-class Comparison(NamedTuple):
-    """What was compared at one step."""
-
-    step: int  # updates done
-    text: str
-    equal: bool
-    relative: float  # the largest relative difference that was seen; 0 if equal
+from .steps import Step, leaves_of, steps_from, tensors_of_step
+from .verdict import Comparison, counted, surroundings
 
 
 class Part(NamedTuple):
@@ -41,6 +35,14 @@ class Part(NamedTuple):
     end: int
     lines: dict[int, Mapping[str, Any]]  # lines of training metrics of the whole run, by updates done
     checkpoints: dict[int, Path]  # all that are there, by updates done
+    digests: dict[int, Digests]  # of every tensor, by updates done
+
+    @property
+    def about(self) -> str:
+        """What was recorded of it, in words."""
+        kinds = (("line", self.lines), ("checkpoint", self.checkpoints), ("record", self.digests))
+        found = [counted(sum(self.start < step <= self.end for step in steps), name) for name, steps in kinds]
+        return f"{found[0]} of metrics, {found[1]}, {found[2]} of digests"
 
 
 def verify(
@@ -54,10 +56,17 @@ def verify(
     cfg = settings_of("verify", folder, overrides)
     part = choose_part(folder, start, steps)
     run = open_again(cfg, folder, reporter)
-    for note in surroundings(folder):
-        reporter.warn(note)
+    if changed := surroundings(folder):
+        reporter.warn(
+            f"not as when the run was started: {'; '.join(changed)}. Floats may round otherwise "
+            "(docs/reproducibility.md); trainer.threads sets the threads."
+        )
     origin, progress = progress_before(run, part.start)
-    reporter.say(f"verify: steps {part.start} to {part.end} of {folder}, from {origin or 'the seed'}")
+    reporter.say(
+        f"verify: steps {part.start} to {part.end} of {folder}, from {origin or 'the seed'}; recorded are {part.about}"
+    )
+    if progress.ts.step in part.digests:
+        yield _beginning(progress, part.digests[progress.ts.step])
     yield from _compared(run, progress, part)
 
 
@@ -65,7 +74,8 @@ def choose_part(folder: Path, start: int | None, steps: int | None) -> Part:
     """Which updates to make again. Raises ``UsageError`` if nothing was recorded of them."""
     lines: dict[int, Mapping[str, Any]] = {line["step"]: line for line in RunFolder(folder).lines() if "loss" in line}
     checkpoints = {retention.step_of(path): path for path in retention.list_checkpoints(folder / "checkpoints")}
-    recorded = sorted(lines.keys() | checkpoints.keys())
+    digests = dict(read_digests(RunFolder(folder).digests))
+    recorded = sorted(lines.keys() | checkpoints.keys() | digests.keys())
     if start is None:
         start = ([0, *sorted(checkpoints)])[-2] if checkpoints else 0
     later = [step for step in sorted(checkpoints) if step > start]
@@ -77,21 +87,7 @@ def choose_part(folder: Path, start: int | None, steps: int | None) -> Part:
             f"verify: {folder} recorded nothing after step {start} up to {end}; it has lines of metrics and "
             f"checkpoints {told}: give other --from and --steps."
         )
-    return Part(start, min(end, max(recorded)), lines, checkpoints)
-
-
-def surroundings(folder: Path) -> Iterator[str]:
-    """How machine, versions and ranks differ from those of the run: each may round otherwise."""
-    then = RunFolder(folder).environment()
-    if not then:
-        return
-    now = {**environment(), "ranks": 1, "executable": then.get("executable")}
-    changed = changed_entries(then, {name: now[name] for name in now if name in then})
-    if changed:
-        yield (
-            f"not as when the run was started: {'; '.join(changed)}. Floats may round otherwise "
-            "(docs/reproducibility.md); trainer.threads sets the threads."
-        )
+    return Part(start, min(end, max(recorded)), lines, checkpoints, digests)
 
 
 def _compared(run: Run, progress: Progress, part: Part) -> Iterator[Comparison]:
@@ -100,10 +96,25 @@ def _compared(run: Run, progress: Progress, part: Part) -> Iterator[Comparison]:
         done = step.progress.ts.step
         if done <= part.start:
             continue
+        if done in part.digests:
+            yield _digests(tensors_of_step(run, step), part.digests[done], done)
         if step.line is not None:
             yield _line(step, part.lines[done], run.folder.path)
         if done in part.checkpoints:
             yield _checkpoint(step, part.checkpoints[done])
+
+
+def _beginning(progress: Progress, recorded: Digests) -> Comparison:
+    """Whether the checkpoint from which the steps are made is what the run had there; its batch is another one."""
+    now = leaves_of(progress)
+    held = {name: digest for name, digest in recorded.items() if name in now}
+    found = _digests(now, held, progress.ts.step)
+    return found._replace(kind="beginning", text=f"the checkpoint from which the steps are made: {found.text}")
+
+
+def _digests(now: Mapping[str, Any], recorded: Digests, step: int) -> Comparison:
+    first, text = first_difference(recorded, digests_of({name: now[name] for name in recorded if name in now}))
+    return Comparison("digests", step, text, first is None, 0.0 if first is None else None, first)
 
 
 def _line(step: Step, recorded: Mapping[str, Any], folder: Path) -> Comparison:
@@ -111,8 +122,8 @@ def _line(step: Step, recorded: Mapping[str, Any], folder: Path) -> Comparison:
     done, found = step.progress.ts.step, line_difference(recorded, step.line)
     digest = digest_of(flatten(step.progress.ts.params), {})[:12]
     if found is None:
-        return Comparison(done, f"metrics equal, loss {step.line['loss']!r}, parameters {digest}", True, 0.0)
-    return Comparison(done, f"metrics differ (recorded and now): {found.text}", False, found.relative)
+        return Comparison("metrics", done, f"metrics equal, loss {step.line['loss']!r}, parameters {digest}", True, 0.0)
+    return Comparison("metrics", done, f"metrics differ (recorded and now): {found.text}", False, found.relative)
 
 
 def _checkpoint(step: Step, path: Path) -> Comparison:
@@ -120,21 +131,11 @@ def _checkpoint(step: Step, path: Path) -> Comparison:
     try:
         trees, _, _ = checkpoint_folder.read_checkpoint(path)
     except CheckpointError as error:
-        return Comparison(done, f"checkpoint damaged: {error}", False, float("inf"))
+        return Comparison("checkpoint", done, f"checkpoint damaged: {error}", False, float("inf"))
     now = leaves_of(step.progress)
     other = list(tensor_differences(flatten(trees), now))
     if not other:
-        return Comparison(done, f"checkpoint equal, {len(now)} tensors", True, 0.0)
+        return Comparison("checkpoint", done, f"checkpoint equal, {len(now)} tensors", True, 0.0)
     first = other[0]
     text = f"checkpoint differs in {len(other)} of {len(now)} tensors, first {first.path}: {first.text}"
-    return Comparison(done, text, False, max(one.relative for one in other))
-
-
-def verdict(found: Sequence[Comparison]) -> str:
-    """The comparisons in one sentence."""
-    other = [one for one in found if not one.equal]
-    if not other:
-        return f"equal to the last bit: {len(found)} records, steps {found[0].step} to {found[-1].step}"
-    worst = max(one.relative for one in other)
-    size = "of the size of rounding" if worst <= ROUNDING else "more than rounding"
-    return f"differs from step {other[0].step} on; largest relative difference {worst:.2g}, {size}"
+    return Comparison("checkpoint", done, text, False, relative_distance(flatten(trees), now), first.path)

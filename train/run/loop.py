@@ -23,7 +23,7 @@ from .context import Run, step_parts
 from .endings import collapsed, fetch, save_before_end, stopped, unsaved
 from .failure_dump import explain_oom, failure, shorten, utterances
 from .record.progress import Progress
-from .saving import begin_save, due, report_save, save_due, save_progress, unsharded
+from .saving import begin_save, due, record_digests, report_save, save_due, save_progress, unsharded
 from .state_sharding import unshard_params
 
 Metrics = Mapping[str, Tensor]
@@ -54,6 +54,7 @@ def train(run: Run, progress: Progress, stop: StopRequest) -> int:
                 run.warn_local(problem)
             if due(progress.ts.step, trainer.log_every, trainer.max_steps):
                 progress = _log(run, progress, values)
+            record_digests(run, progress, raw, values)
             progress = _validate(run, progress, evaluate, stop)
             report_save(run)
             _save(run, progress)

@@ -19,6 +19,7 @@ from nest_fn.version import code_digest
 from .context import Initial, Run, announce, data_record, open_run
 from .loop import train
 from .record.checkpoints import check_keeping, recorded, restore
+from .record.digests import cut_digests
 from .record.log_file import logged
 from .record.progress import Progress
 from .record.run_folder import RunFolder
@@ -88,7 +89,9 @@ def _begin(run: Run, resume: str, allow_changes: bool) -> Progress:
         restored = restore(run.cfg, run.folder, run.digest, run.reporter.warn, run.device, resume, allow_changes)
         _refuse_another_beginning(run, restored)
         # -1: the lines of a run that ended before its first checkpoint
-        run.folder.cut_metrics(-1 if restored is None else restored.ts.step)
+        step = -1 if restored is None else restored.ts.step
+        run.folder.cut_metrics(step)
+        cut_digests(run.folder.digests, step)
     progress = broadcast_progress(restored, run)
     if run.initial is not None and not run.ranks.broadcast_object(restored is not None):
         _announce_beginning(run)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from nest_fn.layers.tree import tree_map
+from nest_fn.layers.types import Tensor
+from nest_fn.train.data.dataset import RawBatch
+from nest_fn.train.data.transfer import tensors_read
 from nest_fn.train.errors import is_out_of_memory
+from nest_fn.train.keys import step_key
 from nest_fn.train.step.step import TrainState
 
 from .context import Run
 from .record.checkpoints import save
+from .record.digests import append_digests, digests_of, tensors_of
 from .record.progress import Progress
 from .state_sharding import unshard_state
 
@@ -67,6 +73,25 @@ def save_on_main(run: Run, progress: Progress) -> bool:
     run.background.finish(run.reporter.warn)
     temporary = not save_due(run, progress)
     return save(run.cfg, run.folder, progress, run.digest, run.reporter.warn, passing=temporary)
+
+
+def record_digests(run: Run, progress: Progress, raw: RawBatch, values: Mapping[str, Tensor]) -> None:
+    """Record the digest of every tensor after the update of ``raw``, where ``trainer.digest_every`` names this step.
+
+    ``values`` are the update's metrics. A full disk does not end the run.
+    """
+    every, step = run.cfg.trainer.digest_every, progress.ts.step
+    if not every or not due(step, every, run.cfg.trainer.max_steps):
+        return
+    full = unsharded(run, progress)
+    if not run.ranks.is_main:
+        return
+    batch = tensors_read(raw) if run.ranks.is_single else {}  # of several ranks none has read the whole
+    tensors = tensors_of(full, batch, step_key(run.key, step - 1), values)
+    try:
+        append_digests(run.folder.digests, step, digests_of(tensors))
+    except OSError as error:
+        run.reporter.warn(f"step {step}: {run.folder.digests}: its digests are lost: {error.strerror}.")
 
 
 def _copied(progress: Progress) -> Progress:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nest_fn.train.cli.main import main
-from nest_fn.train.rerun.compare import line_difference, tensor_differences
+from nest_fn.train.rerun.compare import line_difference, relative_distance, tensor_differences
 from tests.train.conftest import Corpus
 from tests.train.rerun.test_verify import flip
 from tests.train.run.test_pretrain import words
@@ -73,7 +73,7 @@ def test_one_bit_is_found(one: Path, tmp_path: Path, capsys: Captured) -> None:
     flip(one, tmp_path / "two", 3, name)
     code, found = diff(capsys, one, tmp_path / "two")
     assert code == 1 and found["metrics"].startswith("metrics: equal")
-    assert f"step 3: 1 tensors differ, first params.{name}: 1 of 32 elements" in found["checkpoints"]
+    assert f"step 3: 1 tensor differs, first params.{name}: 1 of 32 elements" in found["checkpoints"]
 
 
 def test_no_run(one: Path, tmp_path: Path, capsys: Captured) -> None:
@@ -90,6 +90,18 @@ def test_tensors_are_compared_by_their_bits() -> None:
     assert found.relative == pytest.approx(0.2)
     texts = [one.text for one in tensor_differences({"a": zero, "b": zero}, {"a": zero.double(), "c": zero})]
     assert texts == ["float32 [2], and float64 [2]", "float32 [2], and nothing", "nothing, and float32 [2]"]
+
+
+def test_the_distance_is_that_of_whole_parts() -> None:
+    """A tensor of rounding alone, as the gradient of a bias before a batch norm, does not count against the others."""
+    then = {"params.w": torch.tensor([3.0, 4.0]), "params.b": torch.tensor([1e-9]), "state.n": torch.tensor([7])}
+    now = then | {"params.b": torch.tensor([-1e-9])}
+    assert relative_distance(then, now) == pytest.approx(2e-9 / 5, rel=1e-6)
+    assert relative_distance(then, then | {"params.w": torch.tensor([3.0, 4.5])}) == pytest.approx(0.1)
+    nan = {"optimizer.mean.w": torch.tensor([float("nan"), 2.0])}
+    assert relative_distance(nan, {"optimizer.mean.w": nan["optimizer.mean.w"].clone()}) == 0
+    assert relative_distance(nan, {"optimizer.mean.w": torch.tensor([1.0, 2.0])}) == float("inf")
+    assert relative_distance(then, nan) == float("inf")
 
 
 def test_lines_are_compared_without_their_times() -> None:

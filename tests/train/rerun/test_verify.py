@@ -58,7 +58,7 @@ def test_a_finished_run_is_equal_and_nothing_is_written(healthy: Path, capsys: C
     code, lines = verify(capsys, str(healthy), "--from", "0", "--steps", "12")
     assert code == 0 and lines[-1].endswith("7 records, steps 3 to 12")
     code, lines = verify(capsys, str(healthy), "--from", "5", "--steps", "2")  # made from the checkpoint of step 4
-    assert code == 0 and lines[-1].endswith("1 records, steps 6 to 6")
+    assert code == 0 and lines[-1].endswith("1 record, steps 6 to 6")
     assert {str(path): path.read_bytes() for path in healthy.rglob("*") if path.is_file()} == before
 
 
@@ -68,12 +68,15 @@ def test_a_flipped_bit_is_named(healthy: Path, tmp_path: Path, capsys: Captured)
     code, lines = verify(capsys, str(tmp_path / "run"), "--from", "4")
     assert code == 1 and "metrics equal" in lines[0]
     assert f"differs in 1 of {lines[1].split(' of ')[1].split()[0]} tensors, first params.{name}: 1 of 32" in lines[1]
-    assert lines[-1].startswith("differs from step 8 on") and lines[-1].endswith("of the size of rounding")
+    assert lines[-3].startswith("differs from step 8 on") and lines[-3].endswith("of the size of rounding")
+    assert lines[-2].startswith(f"the first tensor that differs: params.{name}, step 8, the first step whose tensors")
     code, lines = verify(capsys, str(tmp_path / "run"), "--from", "8")  # what comes of the wrong weight
-    assert code == 1 and "differ" in lines[-1]
+    assert code == 1 and "differs from step 9 on" in lines[-3]
+    assert "step 12, the first step whose tensors can be compared; a run with trainer.digest_every=1" in lines[-2]
+    assert "the likely cause is none that was recorded" in lines[-1]
     flip(healthy, tmp_path / "high", 8, name, bit=27)  # an exponent's bit
     code, lines = verify(capsys, str(tmp_path / "high"), "--from", "4")
-    assert code == 1 and lines[-1].endswith("more than rounding")
+    assert code == 1 and lines[-3].endswith("more than rounding")
 
 
 def test_a_damaged_checkpoint_is_told(healthy: Path, tmp_path: Path, capsys: Captured) -> None:
@@ -100,6 +103,7 @@ def test_another_machine_is_told(healthy: Path, tmp_path: Path, capsys: Captured
 def test_other_settings_give_other_numbers(healthy: Path, capsys: Captured) -> None:
     code, lines = verify(capsys, str(healthy), "optim.lr=0.5")
     assert code == 1 and "metrics differ (recorded and now): " in lines[0]
+    assert lines[-1] == "the likely cause, not as when the run was made: optim.lr=0.5"
 
 
 def test_a_run_that_ended_not_finite_does_so_again(corpus: Corpus, tmp_path: Path, capsys: Captured) -> None:

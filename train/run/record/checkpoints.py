@@ -38,6 +38,7 @@ _LOCAL = (
     "data.num_workers", "data.prefetch", "data.timeout_s", "data.check_files", "data.remote_cache",
     "data.remote_cache_mb",
     "trainer.threads", "trainer.rank_timeout_s", "trainer.collective_timeout_s", "trainer.loggers",
+    "trainer.digest_every",
 )  # fmt: skip
 
 

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from nest_fn.files.appending import append_whole
 from nest_fn.train.errors import error_text
 from nest_fn.train.reporter import Reporter
 
-from .appending import append_whole
 from .sentences import sentence
 
 

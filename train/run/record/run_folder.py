@@ -1,6 +1,7 @@
 """The folder of a run: what it was started with, what it measured, what it saved.
 
-config.yaml  command.txt  environment.json  data.json  metrics.jsonl  log.txt  checkpoints/step_00001000/
+config.yaml  command.txt  environment.json  data.json  metrics.jsonl  digests.jsonl  log.txt
+checkpoints/step_00001000/
 
 log.txt holds all that was said and warned, with the time, over all resumes; what another rank alone has to say, or ends
 with, is in its log_rank1.txt. What a full disk does not take is missing there, and counted.
@@ -21,13 +22,12 @@ import torch
 
 from nest_fn.config import Config
 from nest_fn.config.writer import to_text
+from nest_fn.files.appending import append_whole
 from nest_fn.files.inputs import read_plain
 from nest_fn.files.lock import Lock
 from nest_fn.files.outputs import MARK, contents
 from nest_fn.train.errors import CheckpointError, UsageError
 from nest_fn.version import __version__, code_digest
-
-from .appending import append_whole
 
 
 class RunFolder:
@@ -36,6 +36,7 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.metrics = self.path / "metrics.jsonl"
+        self.digests = self.path / "digests.jsonl"  # if trainer.digest_every is set
         self.checkpoints = self.path / "checkpoints"
         self._lock = Lock(self.path / "lock")
         self._made: list[Path] = []  # folders that ``open`` made, the innermost first
@@ -156,6 +157,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": platform.machine(),
         "cores": os.cpu_count(),
+        "vector_instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "devices": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "executable": sys.executable,
