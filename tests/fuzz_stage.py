@@ -74,7 +74,7 @@ class Stage:
             "probe": {"checkpoint": model, "label": ["speaker"], "train": data, "test": data},
             "finetune-ctc": {"checkpoint": model, "out": out, "overrides": train, "tokens": ["characters"]},
             "transcribe": {"checkpoint": ["recogniser"], "source": data, "out": ["out/new.jsonl"]},
-            "analyse": {"run": model, "what": ["stability"], "data": data, "out": out},
+            "analyse": {"run": model, "what": ["stability"], "overrides": ["data.valid=m.jsonl"], "out": out},
         }.get(command, {})
 
     def files(self) -> dict[str, tuple[int, int]]:

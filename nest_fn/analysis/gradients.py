@@ -1,4 +1,4 @@
-"""Gradients of single utterances: their norms, directions, likeness and influence, and the gradient noise scale.
+"""Gradients of single utterances: their norms, directions, likeness and influence.
 
 The gradient of row i is that of the *sum* of its loss in nats. The gradient of a batch's loss is the sum over its rows
 divided by the batch's number of masked tokens.
@@ -49,7 +49,7 @@ def per_example_gradients(
             def keep(path: str, row: RowGradient, rows: slice = rows) -> None:
                 found[path][rows] = row.full()
 
-            _backward(params, state, part, cfg, key, train, keep)
+            backward_rows(params, state, part, cfg, key, train, keep)
     return fill(params, found)
 
 
@@ -61,7 +61,7 @@ def _vmapped(params: Params, state: State, part: Batch, cfg: Config, key: Key | 
     return vmap(grad(summed), in_dims=(None, 0))(params, rows)
 
 
-def _backward(
+def backward_rows(
     params: Params, state: State, part: Batch, cfg: Config, key: Key | None, train: bool, sink: Sink
 ) -> tuple[Tensor, Tensor]:
     """Give the gradients of a chunk's rows to ``sink``; returns their losses and numbers of tokens, ``[B]`` each."""
@@ -86,7 +86,7 @@ def _read_all(
     def sink(path: str, row: RowGradient) -> None:
         found[path] = read(row)
 
-    return found, _backward(params, state, part, cfg, key, train, sink)
+    return found, backward_rows(params, state, part, cfg, key, train, sink)
 
 
 class GradientNorms(NamedTuple):
@@ -163,63 +163,9 @@ def influence(
         def sink(path: str, row: RowGradient, total: Tensor = total) -> None:
             total += row.full().flatten(1) @ held[path].flatten(1).t()
 
-        _backward(params, state, part, cfg, key, False, sink)
+        backward_rows(params, state, part, cfg, key, False, sink)
         pieces.append(total * rate)
     return torch.cat(pieces)
-
-
-class NoiseScale(NamedTuple):
-    """Gradient noise scale (McCandlish et al., arXiv 1812.06162): a batch of about this size is worth its cost."""
-
-    variance: float  # tr(S), S the covariance of the gradient of one example
-    squared_norm: float  # |G|^2 of the true gradient
-    simple: float  # examples: tr(S) / |G|^2, equation 2.9; nan if |G|^2 is not estimated above 0
-
-
-def noise_scale_of_batches(small: float, big: float, small_size: int, big_size: int) -> NoiseScale:
-    """From the expected squared gradient norms at two batch sizes (McCandlish et al., appendix A.1).
-
-    ``|G|^2 = (B s_B - b s_b) / (B - b)`` and ``tr(S) = (s_b - s_B) / (1/b - 1/B)``, both unbiased, for squared norms
-    ``small`` s_b and ``big`` s_B. Average both over many batches before dividing. Raises ``ValueError`` unless
-    ``0 < small_size < big_size``.
-    """
-    if not 0 < small_size < big_size:
-        raise ValueError(f"noise_scale_of_batches: sizes are {small_size} and {big_size}; want 0 < small < big.")
-    squared = (big_size * big - small_size * small) / (big_size - small_size)
-    variance = (small - big) / (1 / small_size - 1 / big_size)
-    return NoiseScale(variance, squared, variance / squared if squared > 0 else float("nan"))
-
-
-def noise_scale_of_examples(
-    params: Params, state: State, batch: Batch, cfg: Config, *, key: Key | None, train: bool = False,
-    chunk: int | None = None,
-) -> NoiseScale:  # fmt: skip
-    """From the gradients of single rows, unbiased for ``tr(S)`` and ``|G|^2``; for a batch of ``B`` rows, 2 or more.
-
-    ``tr(S) = (sum |g_i|^2 - B |g|^2) / (B - 1)`` and ``|G|^2 = |g|^2 - tr(S) / B``, with ``g`` the mean of the ``g_i``.
-    A row's gradient counts as it does in training: the sum over its tokens, divided by the mean number of tokens of a
-    row. Holds one gradient and the activations of ``chunk`` rows. Raises ``ValueError`` for a single row, if nothing is
-    masked, and for batch norm with ``train=True``.
-    """
-    check_independent("noise_scale_of_examples", cfg, train)
-    rows = row_count(batch)
-    total: dict[str, Tensor] = {}
-    squares, tokens = [], []
-
-    def sink(path: str, row: RowGradient) -> None:
-        full = row.full()
-        total[path] = total[path] + full.sum(dim=0) if path in total else full.sum(dim=0)
-        squares.append(full.square().sum(dtype=torch.float64))
-
-    for part in chunks(batch, chunk):
-        tokens.append(_backward(params, state, part, cfg, key, train, sink)[1].sum())
-    count = float(torch.stack(tokens).sum())
-    if rows < 2 or count == 0:
-        raise ValueError(f"noise_scale_of_examples: {rows} rows, {count:g} masked tokens; want 2 rows with some.")
-    scale = rows / count  # one over the mean number of tokens of a row
-    mean_square = float(torch.stack(squares).sum()) / rows * scale**2
-    whole = float(sum(leaf.square().sum(dtype=torch.float64) for leaf in total.values())) / count**2
-    return noise_scale_of_batches(mean_square, whole, 1, rows)
 
 
 def by_module(squared: Mapping[str, Tensor], depth: int = 3) -> dict[str, Tensor]:

@@ -1,20 +1,23 @@
-"""The loss between checkpoints: along a line, on a plane, with batch statistics computed anew at every point."""
+"""The loss between checkpoints: along a line or a trained curve, on a plane, with batch statistics computed anew."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch.func import grad_and_value
 
 from nest_fn.config import Config
+from nest_fn.layers import random
 from nest_fn.layers.norm import MOMENTUM
 from nest_fn.layers.tree import fill, flatten, tree_map
 from nest_fn.layers.types import Key, Params, State, Tensor
 from nest_fn.model import Batch, loss_sum
 
+from .by_row.rows import plain
 from .curvature import mean_loss
-from .trees import add_scaled, dot, norm, scaled
+from .trees import add_scaled, dot, norm, normal_like, scaled
 
 _MEAN, _VARIANCE = ".running_mean", ".running_var"
 _QUIET = (
@@ -106,6 +109,84 @@ def _loss_at(
 ) -> Tensor:  # fmt: skip
     fitting = recompute_statistics(params, state, [batch] if statistics is None else statistics, cfg, key=key)
     return mean_loss(params, fitting, batch, cfg, key=key, chunk=chunk)[0].double()
+
+
+def bezier(a: Any, middle: Any, b: Any, t: float) -> Any:
+    """``(1 - t)^2 a + 2 t (1 - t) middle + t^2 b``, leaf by leaf: the quadratic Bezier curve from ``a`` to ``b``."""
+    weights = (1 - t) ** 2, 2 * t * (1 - t), t**2
+    return tree_map(lambda x, y, z: weights[0] * x + weights[1] * y + weights[2] * z, a, middle, b)
+
+
+class Trained(NamedTuple):
+    """The middle of a trained curve, and how it got there."""
+
+    middle: Any  # a tree like the ends
+    loss: Tensor  # float64 [steps], at the point that each step drew
+
+
+def train_curve(
+    a: Any, b: Any, loss: Callable[[Any, int], Tensor], *, key: Key, steps: int, lr: float, spread: float = 0.01
+) -> Trained:  # fmt: skip
+    """The middle of the quadratic Bezier curve from ``a`` to ``b`` with the least mean loss over t in 0..1.
+
+    Every step draws t evenly, by ``key [2]``, and moves the middle by Adam (Kingma and Ba 2015) along ``2 t (1 - t)``
+    times the gradient of ``loss(parameters, step) -> []`` at that point; the rate falls from ``lr`` to 0 in a line
+    (Garipov et al., NeurIPS 2018, equation 2 and section 3.3, with Adam for SGD). It starts in the middle of the line,
+    moved by ``spread`` times the distance of the ends in a drawn direction, for a line may be a ridge. Raises
+    ``ValueError`` for fewer than one step.
+    """
+    if steps < 1:
+        raise ValueError(f"train_curve: steps is {steps}; want 1 or more.")
+    start, places = random.split(key, 2).unbind(0)
+    aside = normal_like(start, a)
+    middle = add_scaled(interpolate(a, b, 0.5), aside, spread * norm(add_scaled(b, a, -1.0)) / norm(aside))
+    mean, square = (tree_map(torch.zeros_like, middle) for _ in range(2))
+    found = []
+    for step in range(steps):
+        t = float(random.uniform(random.fold_in(places, step), (), torch.float64))
+        slope, value = grad_and_value(lambda m, t=t, step=step: loss(bezier(a, m, b, t), step))(middle)
+        mean = tree_map(lambda m, g: 0.9 * m + 0.1 * g, mean, slope)
+        square = tree_map(lambda v, g: 0.98 * v + 0.02 * g.square(), square, slope)
+        rate, done = lr * (1 - step / steps), step + 1
+        one, two = 1 - 0.9**done, 1 - 0.98**done
+        move = tree_map(lambda m, v, one=one, two=two: (m / one) / ((v / two).sqrt() + 1e-12), mean, square)
+        middle = add_scaled(middle, move, -rate)
+        found.append(value.detach().double())
+    return Trained(middle, torch.stack(found))
+
+
+def connect(
+    a: tuple[Params, State], b: tuple[Params, State], batches: Sequence[Batch], cfg: Config, *, key: Key, steps: int,
+    lr: float,
+) -> Trained:  # fmt: skip
+    """``train_curve`` between two models: a function of the ends, ``batches``, ``key [2]``, ``steps`` and ``lr``.
+
+    Step n uses batch n, round and round, with masks of its own, batch statistics of the batch and no dropout. Raises
+    ``ValueError`` if the models have different quantizers, and without batches.
+    """
+    check_targets(a[1], b[1])
+    if not batches:
+        raise ValueError("connect: there is no batch; give one or more.")
+    cfg, (mask_key, curve_key) = plain(cfg).override(*_QUIET), random.split(key, 2).unbind(0)
+
+    def loss(params: Params, step: int) -> Tensor:
+        drawn = random.fold_in(mask_key, step)
+        total, (metrics, _) = loss_sum(params, a[1], batches[step % len(batches)], cfg, key=drawn, train=True)
+        return total / metrics["masked_tokens"].clamp(min=1)
+
+    return train_curve(a[0], b[0], loss, key=curve_key, steps=steps, lr=lr)
+
+
+def loss_along_curve(
+    a: tuple[Params, State], middle: Params, b: tuple[Params, State], batch: Batch, cfg: Config,
+    points: Sequence[float], *, key: Key, statistics: Sequence[Batch] | None = None, chunk: int | None = None,
+) -> Curve:  # fmt: skip
+    """As ``loss_along_line``, along the Bezier curve with this ``middle``; its ``barrier`` is that of the curve."""
+    check_targets(a[1], b[1])
+    found = [
+        _loss_at(bezier(a[0], middle, b[0], t), a[1], batch, cfg, key, statistics, chunk) for t in points
+    ]  # fmt: skip
+    return Curve(tuple(map(float, points)), torch.stack(found))
 
 
 class Plane(NamedTuple):

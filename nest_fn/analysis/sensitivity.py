@@ -136,6 +136,17 @@ def token_stability(
     )
 
 
+def mixed_stability(
+    params: Params, state: State, batch: Batch, cfg: Config, *, chunk: int | None = None
+) -> Stability:  # fmt: skip
+    """Fraction of target tokens that the noisy signal ``[B, N]`` of a batch has too: the floor at its own noise.
+
+    What quantizing the input, with nothing hidden, would score. It bounds a model that reads tokens off what it hears,
+    not one that undoes the noise.
+    """
+    return _stability(params, state, batch, cfg, [0.0], lambda part, _: part["noisy_audio"], chunk)
+
+
 def shift_stability(
     params: Params, state: State, batch: Batch, cfg: Config, shifts: Sequence[float], *, chunk: int | None = None
 ) -> Stability:  # fmt: skip

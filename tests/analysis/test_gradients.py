@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nest_fn import Config, key, loss, loss_sum
-from nest_fn.analysis import gradients
+from nest_fn.analysis import gradients, noise_scale
 from nest_fn.analysis.by_row.row_gradients import Product
 from nest_fn.analysis.by_row.rows import chunks, name_rows, row_losses, rows_within, saved_bytes
 from nest_fn.analysis.by_row.taps import backward_by_row
@@ -161,7 +161,7 @@ def test_noise_scale_is_the_trace_of_the_covariance_over_the_squared_norm() -> N
     rows = rows * 4 / metrics["masked_tokens"]
     variance = float(rows.var(dim=0, correction=1).sum())
     squared = float(rows.mean(dim=0).square().sum()) - variance / 4
-    found = gradients.noise_scale_of_examples(params, state, batch, cfg, key=KEY, chunk=3)
+    found = noise_scale.noise_scale_of_examples(params, state, batch, cfg, key=KEY, chunk=3)
     assert found.variance == pytest.approx(variance, rel=1e-9)
     assert found.squared_norm == pytest.approx(squared, rel=1e-9)
 
@@ -169,11 +169,11 @@ def test_noise_scale_is_the_trace_of_the_covariance_over_the_squared_norm() -> N
 def test_noise_scale_from_two_batch_sizes() -> None:
     """Of gradients G + noise / sqrt(B), whose expected squared norm is |G|^2 + tr(S) / B."""
     norms = {size: 4.0 + 30.0 / size for size in (8, 64)}
-    found = gradients.noise_scale_of_batches(norms[8], norms[64], 8, 64)
+    found = noise_scale.noise_scale_of_batches(norms[8], norms[64], 8, 64)
     assert found.variance == pytest.approx(30.0)
     assert found.simple == pytest.approx(7.5)
     with pytest.raises(ValueError, match="0 < small < big"):
-        gradients.noise_scale_of_batches(1.0, 1.0, 8, 8)
+        noise_scale.noise_scale_of_batches(1.0, 1.0, 8, 8)
 
 
 def test_rows_keep_their_draws_in_chunks_and_memory_is_counted() -> None:

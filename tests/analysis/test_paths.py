@@ -76,3 +76,49 @@ def test_a_plane_goes_through_its_models() -> None:
     torch.testing.assert_close(grid[0], line.loss)
     with pytest.raises(ValueError, match="one line"):
         paths.plane_through(a, b, paths.interpolate(a, b, 0.3))
+
+
+def test_a_curve_goes_round_a_barrier() -> None:
+    """``(x^2 + y^2 - 1)^2``: the line between (-1, 0) and (1, 0) crosses a hill, a curve stays in the valley."""
+
+    def loss(point: dict[str, torch.Tensor], _: int) -> torch.Tensor:
+        return (point["x"].square().sum() - 1).square()
+
+    ends = [{"x": torch.tensor([x, 0.0], dtype=torch.float64)} for x in (-1.0, 1.0)]
+    made = paths.train_curve(*ends, loss, key=KEY, steps=300, lr=0.1)
+    again = paths.train_curve(*ends, loss, key=KEY, steps=300, lr=0.1)
+    assert torch.equal(made.middle["x"], again.middle["x"]) and len(made.loss) == 300
+    at = [index / 20 for index in range(21)]
+    line, curve = (
+        paths.Curve(tuple(at), torch.stack([loss(point, 0) for point in points]))
+        for points in (
+            [paths.interpolate(*ends, t) for t in at],
+            [paths.bezier(ends[0], made.middle, ends[1], t) for t in at],
+        )
+    )
+    assert line.barrier == pytest.approx(1.0) and curve.barrier < 0.08
+    assert abs(float(made.middle["x"][1])) == pytest.approx(2.0, abs=0.3) and abs(float(made.middle["x"][0])) < 0.3
+
+
+def test_the_middle_is_that_of_least_mean_loss() -> None:
+    """For ``|p - c|^2`` it is ``(c / 3 - (a + b) / 10) / (2 / 15)``, where the gradient's integral over t is 0."""
+    a, b, c = (torch.tensor(x, dtype=torch.float64) for x in ([1.0, 0.0], [0.0, 2.0], [3.0, 3.0]))
+    made = paths.train_curve(
+        {"p": a}, {"p": b}, lambda tree, _: (tree["p"] - c).square().sum(), key=KEY, steps=2000, lr=0.1
+    )
+    torch.testing.assert_close(made.middle["p"], (c / 3 - (a + b) / 10) * 7.5, rtol=0.03, atol=0.1)
+    for t, wanted in ((0.0, a), (1.0, b), (0.5, a / 4 + made.middle["p"] / 2 + b / 4)):
+        torch.testing.assert_close(paths.bezier({"p": a}, made.middle, {"p": b}, t)["p"], wanted)
+    with pytest.raises(ValueError, match="steps is 0"):
+        paths.train_curve({"p": a}, {"p": b}, lambda *_: a.sum(), key=KEY, steps=0, lr=0.1)
+
+
+def test_a_curve_between_models() -> None:
+    (a, state, cfg), (b, _, _) = small_model("encoder.n_layers=1"), small_model("encoder.n_layers=1", seed=1)
+    batch = small_batch(2)
+    made = paths.connect((a, state), (b, state), [batch], cfg, key=KEY, steps=12, lr=0.02)
+    points = [0.0, 0.5, 1.0]
+    line = paths.loss_along_line((a, state), (b, state), batch, cfg, points, key=KEY)
+    curve = paths.loss_along_curve((a, state), made.middle, (b, state), batch, cfg, points, key=KEY)
+    torch.testing.assert_close(curve.loss[[0, 2]], line.loss[[0, 2]])
+    assert float(curve.loss[1]) < float(line.loss[1])

@@ -20,5 +20,13 @@ def test_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
     told = capsys.readouterr().out
     assert len(blocks) == 7
     assert 0 <= min(names["kept"].tolist()) <= 1 and len(names["layers"]) == 2
-    for word in ("norm per masked token", "sharpness", "tokens that stay", "variance by cause", "barrier", "CKA"):
+    for word in (
+        "norm per masked token",
+        "sharpness",
+        "tokens that stay",
+        "variance by cause",
+        "on a trained curve",
+        "CKA",
+        "tr(HS)",
+    ):
         assert word in told

@@ -15,15 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nest_fn.analysis.paths import check_targets
+from nest_fn.config import Config
 from nest_fn.encoder import LOCAL
 from nest_fn.extras import has_extra
 from nest_fn.files.atomic import anything, atomic_write
 from nest_fn.files.outputs import begin, claim, finish
 from nest_fn.interop.convert import model_digest
 from nest_fn.train.data.dataset import Dataset
+from nest_fn.train.downstream.inference import Model
+from nest_fn.train.downstream.settings import model_alone
 from nest_fn.train.errors import MemoryExhausted, UsageError, is_out_of_memory
 from nest_fn.version import versions
 
+from .of_labels import analyse_probes, probes_obstacle
 from .of_parameters import analyse_curvature, analyse_gradients, analyse_path, analyse_randomness
 from .of_signals import (
     analyse_attention,
@@ -42,6 +46,7 @@ ANALYSES: dict[str, Callable[[Subject], Result]] = {
     "curvature": analyse_curvature,
     "gradients": analyse_gradients,
     "path": analyse_path,
+    "probes": analyse_probes,
     "randomness": analyse_randomness,
     "representations": analyse_representations,
     "sensitivity": analyse_sensitivity,
@@ -65,9 +70,9 @@ def analyse(
             raise UsageError(f"analyse {name}: {obstacle}")
     names = [name for name, obstacle in obstacles.items() if obstacle is None]
     origin = {
-        "command": "analyse", "what": names, "model": model_digest(*subject.model), "data": dataset.manifest.digest,
-        "against": None if subject.against is None else model_digest(*subject.against), "pictures": pictures,
-        **settings, **versions(),
+        "command": "analyse", "what": names, "model": _digest(subject.model), "data": dataset.manifest.digest,
+        "against": None if subject.against is None else _digest(subject.against), "pictures": pictures,
+        "reading": _reading(subject.model.cfg), **settings, **versions(),
     }  # fmt: skip
     place = claim(out, origin, folder=True, inputs=inputs, overwrite=overwrite)
     if place.done:
@@ -87,12 +92,24 @@ def analyse(
         yield "no pictures were drawn, for matplotlib is not installed: pip install 'nest-fn[analysis]'"
 
 
+def _digest(model: Model) -> str:
+    return model_digest(model.params, model.state, model_alone(model.cfg))
+
+
+def _reading(cfg: Config) -> dict[str, Any]:
+    """How utterances were chosen, read, batched and mixed; where files lie does not matter."""
+    paths = ("train", "valid", "root", "remote_cache", "train_shards", "valid_shards")
+    return {name: value for name, value in cfg.to_dict()["data"].items() if name not in paths}
+
+
 def _obstacle(name: str, subject: Subject) -> str | None:
     """Why an analysis is not possible; None if it is."""
     if name == "attention" and subject.model.cfg.encoder.self_attention_model == LOCAL:
         return "local attention has no weight for every two frames; its window bounds the span."
     if name == "path" and subject.against is None and not subject.earlier:
         return "there is no other model; name one with --against, or give a run with more checkpoints."
+    if name == "probes":
+        return probes_obstacle(subject)
     if name == "path" and subject.against is not None:
         try:
             check_targets(subject.model.state, subject.against.state)
@@ -109,8 +126,8 @@ def _explained(name: str, subject: Subject) -> Result:
         if not is_out_of_memory(error):
             raise
         raise MemoryExhausted(
-            f"out of memory in {name}; lower --memory, --batch-seconds or --max-batch-size. What was written stays; "
-            "--overwrite it, or choose another folder."
+            f"out of memory in {name}; lower --memory, data.batch_seconds or data.max_batch_size. What was written "
+            "stays; --overwrite it, or choose another folder."
         ) from None
 
 

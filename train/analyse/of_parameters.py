@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from nest_fn.analysis import curvature, gradients, paths, randomness
+from nest_fn.analysis import curvature, gradients, noise_scale, paths, randomness
 from nest_fn.layers import random
 from nest_fn.layers.tree import count, flatten
 from nest_fn.layers.types import Tensor
@@ -15,6 +15,7 @@ from .result import Picture, Result, rows_of
 from .subject import Subject
 
 _STEPS, _STARTS = 12, 2  # of Lanczos
+_CURVE_STEPS, _CURVE_RATE = 50, 1e-3  # of the curve between two models
 _POINTS = tuple(index / 10 for index in range(11))
 
 
@@ -67,14 +68,26 @@ def _noise_scale(subject: Subject) -> dict[str, float] | None:
     for one in subject.batches:
         chunk = subject.chunk(held, 4 * max(leaf.numel() for leaf in flatten(params).values()))
         try:
-            found.append(gradients.noise_scale_of_examples(params, state, one.batch, cfg, key=subject.key, chunk=chunk))
+            made = noise_scale.noise_scale_of_examples(params, state, one.batch, cfg, key=subject.key, chunk=chunk)
+            found.append((made, _curved(subject, one.batch)))
         except ValueError:  # a batch of one row, or without a mask
             continue
     if not found:
         return None
-    variance, squared = (sum(getattr(one, name) for one in found) / len(found) for name in ("variance", "squared_norm"))
-    simple = variance / squared if squared > 0 else float("nan")
-    return {"utterances": simple, "variance": variance, "squared_norm": squared, "batches": len(found)}
+    number = len(found)
+    variance, squared = (sum(getattr(one, name) for one, _ in found) / number for name in ("variance", "squared_norm"))
+    noise, signal = (sum(getattr(one, name) for _, one in found) / number for name in ("noise", "signal"))
+    return {
+        "utterances": variance / squared if squared > 0 else float("nan"), "variance": variance,
+        "squared_norm": squared, "utterances_in_curvature": noise / signal if min(noise, signal) > 0 else float("nan"),
+        "noise_in_curvature": noise, "gradient_in_curvature": signal, "batches": number,
+    }  # fmt: skip
+
+
+def _curved(subject: Subject, batch: Any) -> noise_scale.CurvedNoiseScale:
+    params, state, cfg = subject.model
+    chunk = subject.chunk(6 * 4 * count(params))
+    return noise_scale.curved_noise_scale_of_examples(params, state, batch, cfg, key=subject.key, chunk=chunk)
 
 
 def _cosines(subject: Subject) -> Tensor | None:
@@ -152,16 +165,29 @@ def analyse_randomness(subject: Subject) -> Result:
 
 
 def analyse_path(subject: Subject) -> Result:
-    """The loss on the line to --against, or to the run's oldest checkpoint, with batch statistics computed anew."""
+    """The loss on the line, and on a trained curve, to --against or to the run's oldest checkpoint.
+
+    Batch statistics are computed anew at every point.
+    """
     other = subject.against or subject.load(subject.earlier[0][1])
     (params, state, cfg), batches = subject.model, [one.batch for one in subject.batches]
     curve = paths.loss_along_line(
         (params, state), (other.params, other.state), batches[0], cfg, _POINTS, key=subject.key, statistics=batches,
         chunk=subject.chunk(),
     )  # fmt: skip
-    loss = curve.loss.cpu()
-    summary = {"at": curve.at, "loss": loss, "barrier": curve._replace(loss=loss).barrier,
+    made = paths.connect(
+        (params, state), (other.params, other.state), batches, cfg, key=random.fold_in(subject.key, 4),
+        steps=_CURVE_STEPS, lr=_CURVE_RATE,
+    )  # fmt: skip
+    round_it = paths.loss_along_curve(
+        (params, state), made.middle, (other.params, other.state), batches[0], cfg, _POINTS, key=subject.key,
+        statistics=batches, chunk=subject.chunk(),
+    )  # fmt: skip
+    line, bent = (one._replace(loss=one.loss.cpu()) for one in (curve, round_it))
+    summary = {"at": line.at, "loss": line.loss, "barrier": line.barrier, "loss_on_curve": bent.loss,
+               "barrier_on_curve": bent.barrier, "steps_of_curve": _CURVE_STEPS,
                "to": "against" if subject.against else f"step {subject.earlier[0][0]}"}  # fmt: skip
-    picture = Picture("line", "lines", "Loss on the line between two models", "from this model (0) to the other (1)",
-                      "nats", list(curve.at), {"loss": loss.tolist()})  # fmt: skip
-    return Result(analyse_path.__doc__ or "", summary, {"at": torch.tensor(curve.at), "loss": loss}, (picture,))
+    picture = Picture("line", "lines", "Loss between two models", "from this model (0) to the other (1)", "nats",
+                      list(line.at), {"line": line.loss.tolist(), "trained curve": bent.loss.tolist()})  # fmt: skip
+    arrays = {"at": torch.tensor(line.at), "loss": line.loss, "loss_on_curve": bent.loss, "curve": made.loss.cpu()}
+    return Result(analyse_path.__doc__ or "", summary, arrays, (picture,))

@@ -57,21 +57,27 @@ def _in_ms(shift: sensitivity.Change, per_ms: float) -> sensitivity.Change:
 
 
 def analyse_stability(subject: Subject) -> Result:
-    """Fractions of target tokens that noise, or a shift in time, leaves as they are."""
+    """Fractions of target tokens that noise leaves: that of validation, at several SNRs; or a shift in time."""
     params, state, cfg = subject.model
     shifts = [ms * cfg.sample_rate / 1000 for ms in SHIFTS]
     chunk = subject.chunk()
-    by_noise, by_shift, weights = [], [], []
+    by_noise, by_shift, by_mix, weights = [], [], [], []
     for one in subject.batches:
         found = sensitivity.token_stability(params, state, one.batch, one.noise, cfg, SNR, chunk=chunk)
         moved = sensitivity.shift_stability(params, state, one.batch, cfg, shifts, chunk=chunk)
+        mixed = sensitivity.mixed_stability(params, state, one.batch, cfg, chunk=chunk)
+        by_mix.append(mixed.by_row.cpu())
         by_noise.append(found.by_row.cpu())
         by_shift.append(moved.by_row.cpu())
         weights.append(one.batch["audio_len"].cpu())
     weight = torch.cat(weights).double() / torch.cat(weights).sum()
-    kept = {name: torch.cat(rows, dim=1) for name, rows in (("noise", by_noise), ("shift", by_shift))}
+    parts = {"noise": by_noise, "shift": by_shift, "mixed": by_mix}
+    kept = {name: torch.cat(rows, dim=1) for name, rows in parts.items()}
     means = {name: (rows * weight).sum(dim=1) for name, rows in kept.items()}
-    summary = {"snr_db": SNR, "kept_by_snr": means["noise"], "shift_ms": SHIFTS, "kept_by_shift": means["shift"]}
+    summary = {
+        "kept_as_mixed": float(means["mixed"][0]), "snr_db": SNR, "kept_by_snr": means["noise"], "shift_ms": SHIFTS,
+        "kept_by_shift": means["shift"],
+    }  # fmt: skip
     pictures = (
         Picture("stability_noise", "lines", "Target tokens that noise leaves", "SNR in dB", "fraction", list(SNR),
                 {"tokens": means["noise"].tolist()}),
@@ -88,7 +94,7 @@ def analyse_representations(subject: Subject) -> Result:
     layers, mel = frames
     size = min(_FRAMES, layers[0].shape[0])
     if size < 4:
-        raise UsageError(f"analyse representations: the utterances have {size} frames; give more with --data.")
+        raise UsageError(f"analyse representations: the utterances have {size} frames; give more with data.valid=FILE.")
     pairs = [
         (part[: len(layers)], part[-len(layers) :])
         for part in representations.minibatches([*layers, *(other or layers)], size, subject.key)

@@ -11,7 +11,7 @@ import torch
 
 from nest_fn.analysis.by_row.rows import chunks, row_losses, rows_within, saved_bytes
 from nest_fn.checkpoint import retention
-from nest_fn.config import Config
+from nest_fn.config import Config, TrainerConfig
 from nest_fn.layers import random
 from nest_fn.layers.tree import check_same, flatten, tree_map
 from nest_fn.layers.types import Key, Tensor
@@ -21,10 +21,16 @@ from nest_fn.train.data.dataset import Dataset, load_batch, open_dataset
 from nest_fn.train.data.transfer import to_device
 from nest_fn.train.downstream.inference import Model, load_model
 from nest_fn.train.downstream.linear_probe import frame_labels
+from nest_fn.train.downstream.settings import READING, with_settings
 from nest_fn.train.errors import DataError, UsageError
 from nest_fn.train.keys import root_key, validation_key
-from nest_fn.train.run.device import choose_device, keep_freed_memory
+from nest_fn.train.run.device import prepare_device
 
+SETTINGS = (
+    "trainer.device", "trainer.threads", "data.valid", "data.noise", "data.rir", "data.min_duration",
+    "data.max_duration", "data.augment", *READING,
+)  # fmt: skip
+"""Settings that an analysis uses: where it computes, and what is looked at, mixed with what."""
 _EARLIER = 4  # earlier checkpoints of the run that are looked at
 
 
@@ -36,6 +42,7 @@ class Utterances(NamedTuple):
     noise: Tensor  # float [B, N], without speech: a clip of data.noise, or white noise
     names: list[str]  # [B]
     labels: list[list[tuple[str, float, float]]] | None  # [B], phones, start and end in s, if the manifest has them
+    fields: list[dict[str, Any]]  # [B], the lines of the manifest
 
 
 class Subject(NamedTuple):
@@ -46,6 +53,7 @@ class Subject(NamedTuple):
     earlier: tuple[tuple[int, Path], ...]  # step and path of some earlier checkpoints of the run, oldest first
     batches: tuple[Utterances, ...]
     key: Key
+    labels: tuple[str, ...]  # keys of the manifest's lines to probe for; empty: those that are there
     memory: int  # bytes that an analysis may take beside the model
     row_bytes: int  # what a row costs in a backward pass
 
@@ -66,43 +74,46 @@ def on_device(model: Model, device: torch.device) -> Model:
 
 
 def open_subject(
-    run: str, data: Sequence[str], noise: Sequence[str], *, against: str | None, batches: int, batch_seconds: float,
-    max_batch_size: int, seed: int, memory: int, device: str,
+    run: str, overrides: Sequence[str], *, against: str | None, labels: Sequence[str], batches: int, seed: int,
+    memory: int,
 ) -> tuple[Subject, Dataset]:  # fmt: skip
-    """Load the model and the utterances. ``data`` and ``noise`` default to the run's own manifests.
+    """Load the model and the utterances: those of the run's manifests, unless the settings ``overrides`` name others.
 
-    Raises ``UsageError``, ``DataError``, ``CheckpointError``.
+    Raises ``ConfigError``, ``UsageError``, ``DataError``, ``CheckpointError``.
     """
-    place = choose_device(device)
-    if place.type == "cpu":
-        keep_freed_memory()
-    model = on_device(load_model(run), place)
-    dataset = open_utterances(model.cfg, data, noise, seed, batch_seconds, max_batch_size)
+    loaded = load_model(run)
+    cfg = _config(loaded.cfg, overrides)
+    place = prepare_device(cfg)
+    model = on_device(loaded._replace(cfg=cfg), place)
+    dataset = open_utterances(cfg, seed)
     key = root_key(seed, device=place)
-    rirs = load_rirs(model.cfg.data, model.cfg.sample_rate) if model.cfg.data.augment.rir_prob > 0 else None
+    rirs = load_rirs(cfg.data, cfg.sample_rate) if cfg.data.augment.rir_prob > 0 else None
     read = tuple(
-        _read(dataset, number, model.cfg, key, None if rirs is None else rirs.to(place))
+        _read(dataset, number, cfg, key, None if rirs is None else rirs.to(place))
         for number in _spread(len(dataset.plan(0)), batches)
     )
     other = None if against is None else on_device(load_model(against), place)
     if other is not None:
         _check_shape(model, other, against)
     size = _row_bytes(model, max((one.batch for one in read), key=lambda batch: batch["audio"].shape[1]), key)
-    return Subject(model, other, _earlier(Path(run)), read, random.fold_in(key, 7), memory, size), dataset
+    earlier = _earlier(Path(run))
+    return Subject(model, other, earlier, read, random.fold_in(key, 7), tuple(labels), memory, size), dataset
 
 
-def open_utterances(
-    cfg: Config, data: Sequence[str], noise: Sequence[str], seed: int, batch_seconds: float, max_batch_size: int
-) -> Dataset:
-    """The utterances of ``data``, or of the config's validation or training manifests. Raises ``DataError``."""
-    files = tuple(data) or cfg.data.valid or cfg.data.train
+def _config(cfg: Config, overrides: Sequence[str]) -> Config:
+    """The model's config, with settings of the analysis: smaller batches than in training, unless they are given."""
+    shards = () if any(word.startswith("data.valid=") for word in overrides) else cfg.data.valid_shards
+    data = replace(cfg.data, batch_seconds=60.0, max_batch_size=16, num_workers=0, valid_shards=shards)
+    return with_settings("analyse", replace(cfg, data=data, trainer=TrainerConfig()), overrides, SETTINGS)
+
+
+def open_utterances(cfg: Config, seed: int) -> Dataset:
+    """The utterances of the config's validation manifests, or of its training manifests. Raises ``DataError``."""
+    files = cfg.data.valid or cfg.data.train
     if not files:
-        raise UsageError("analyse: the model's config names no manifest; name one with --data.")
-    given = not data
-    settings = replace(
-        cfg.data, valid=files, valid_shards=cfg.data.valid_shards if given and cfg.data.valid else (),
-        noise=tuple(noise) or cfg.data.noise, batch_seconds=batch_seconds, max_batch_size=max_batch_size, num_workers=0,
-    )  # fmt: skip
+        raise UsageError("analyse: the model's config names no manifest; name one with data.valid=FILE.")
+    shards = cfg.data.valid_shards if cfg.data.valid else cfg.data.train_shards
+    settings = replace(cfg.data, valid=files, valid_shards=shards)
     return open_dataset(settings, seed, split="valid", sample_rate=cfg.sample_rate)
 
 
@@ -118,16 +129,15 @@ def _read(dataset: Dataset, number: int, cfg: Config, key: Key, rirs: Tensor | N
     raw = load_batch(dataset, planned, 0, number)
     held = [row for row, name in enumerate(raw["ids"]) if name]
     if not held:
-        raise DataError(f"analyse: batch {number} holds no utterance; give other manifests with --data.")
+        raise DataError(f"analyse: batch {number} holds no utterance; give other manifests with data.valid=FILE.")
     tensors = {name: leaf[held] for name, leaf in to_device(raw, key.device).items()}
     mixing = validation_key(key)
     (batch, _), (remixed, _) = (prepare_inputs(tensors, cfg, one, rirs) for one in (mixing, random.fold_in(mixing, 1)))
     fields = [dataset.manifest.fields(int(planned.index[row])) for row in held]
     labels = [[(str(p), float(a), float(b)) for p, a, b in one["phones"]] for one in fields if "phones" in one]
     noise = _noise(tensors, key, None if dataset.noise is None else tensors["noise"])
-    return Utterances(
-        batch, remixed, noise, [raw["ids"][row] for row in held], labels if len(labels) == len(held) else None
-    )
+    names, known = [raw["ids"][row] for row in held], labels if len(labels) == len(held) else None
+    return Utterances(batch, remixed, noise, names, known, [dict(one) for one in fields])
 
 
 def _noise(tensors: dict[str, Tensor], key: Key, clip: Tensor | None) -> Tensor:

@@ -7,6 +7,7 @@ from math import isfinite, log
 from statistics import median
 from typing import Any
 
+from .analyses import NoiseFloor
 from .drawing import COLOURS, GUESS, drawing, to_svg
 from .record import Record
 
@@ -23,17 +24,19 @@ def loss_curve(records: Sequence[Record]) -> str:
     return _trained_and_validated(records, "loss", "loss, nats per masked token", guess, "by frequency")
 
 
-def accuracy_curve(records: Sequence[Record]) -> str:
-    """Share of masked tokens that are right, and of the commonest one."""
+def accuracy_curve(records: Sequence[Record], floors: Sequence[NoiseFloor] = ()) -> str:
+    """Share of masked tokens that are right, and of the commonest one; and of the targets that noise leaves."""
+    bounds = [(f"noise floor{f' ({one.name})' if len(floors) > 1 else ''}", one.as_mixed) for one in floors]
     return _trained_and_validated(
         records, "accuracy", "share of masked tokens that are right",
-        lambda record, valid: record.series("unigram_accuracy", valid), "the commonest",
+        lambda record, valid: record.series("unigram_accuracy", valid), "the commonest", bounds,
     )  # fmt: skip
 
 
 def _trained_and_validated(
-    records: Sequence[Record], name: str, label: str, guess: Callable[[Record, bool], Values], guessed: str
-) -> str:
+    records: Sequence[Record], name: str, label: str, guess: Callable[[Record, bool], Values], guessed: str,
+    floors: Sequence[tuple[str, float]] = (),
+) -> str:  # fmt: skip
     several = len(records) > 1
     with drawing() as figure:
         axes = figure.subplots()
@@ -49,6 +52,8 @@ def _trained_and_validated(
             if bounds:  # of the validation data one number, for its masks are always the same
                 level, entry = median(bounds), None if several else guessed
                 axes.axhline(level, color=colour if several else GUESS, linestyle=":", label=entry)
+        for entry, level in floors:
+            axes.axhline(level, color=GUESS, linestyle="-.", label=entry)
         axes.set(xlabel="updates", title=label)
         _within(axes, [value for r in records for valid in (False, True) for value in r.series(name, valid)[1]])
         axes.legend()

@@ -19,6 +19,7 @@ from nest_fn.train.data.dataset import Dataset, open_dataset
 from nest_fn.train.rerun.compare import changed_entries
 
 from . import curves, page, pictures
+from .analyses import NoiseFloor
 from .examples import Examples
 from .record import Record
 from .verdict import verdict
@@ -38,11 +39,12 @@ def verdict_section(records: Sequence[Record]) -> str:
     return page.section("Verdict", *parts)
 
 
-def learning_section(records: Sequence[Record]) -> str:
-    """Loss and accuracy."""
+def learning_section(records: Sequence[Record], floors: Sequence[NoiseFloor] = ()) -> str:
+    """Loss and accuracy, with what guessing reaches, and the quantizer's noise floors where they were computed."""
     begun = [record for record in records if record.steps]
     if not begun:
         return ""
+    told = ["Faint: training. Dotted: always guessing the commonest masked token.", *(one.told for one in floors)]
     return page.section(
         "What it has learnt",
         page.figures(
@@ -50,9 +52,7 @@ def learning_section(records: Sequence[Record]) -> str:
                 curves.loss_curve(begun),
                 "Faint: training. Dotted: guessing each token by its frequency (the logarithm of the perplexity).",
             ),
-            page.figure(
-                curves.accuracy_curve(begun), "Faint: training. Dotted: always guessing the commonest masked token."
-            ),
+            page.figure(curves.accuracy_curve(begun, floors), " ".join(told)),
         ),
         _last_numbers(begun),
     )

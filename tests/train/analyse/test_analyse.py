@@ -28,9 +28,9 @@ def run(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("analyse")
     lines = [json.loads(line) for line in Path(corpus.valid).read_text().splitlines()]
     known = [
-        line | {"phones": [["a", 0.0, 0.5], ["b", 0.5, 0.9]],
+        line | {"phones": [["a", 0.0, 0.5], ["b", 0.5, 0.9]], "speaker": f"s{number % 2}", "label": "same",
                 "audio_filepath": str(Path(corpus.valid).parent / line["audio_filepath"])}
-        for line in lines
+        for number, line in enumerate(lines)
     ]  # fmt: skip
     (folder / "valid.jsonl").write_text("".join(json.dumps(line) + "\n" for line in known))
     words = ["pretrain", "-c", "tiny", f"data.train={corpus.train}", f"data.valid={folder}/valid.jsonl",
@@ -52,7 +52,7 @@ def test_the_command_names_all_analyses() -> None:
 
 def test_all_analyses_of_a_run(run: Path, tmp_path: Path, capsys: Captured) -> None:
     out = tmp_path / "out"
-    words = ["analyse", str(run), "all", "--out", str(out), "--batches", "1", "--max-batch-size", "2"]
+    words = ["analyse", str(run), "all", "--out", str(out), "--batches", "2", "data.max_batch_size=2"]
     assert main(words) == 0
     told = capsys.readouterr().out.splitlines()
     assert len(told) >= len(WHAT)
@@ -69,7 +69,11 @@ def test_all_analyses_of_a_run(run: Path, tmp_path: Path, capsys: Captured) -> N
     phones = found(out, "codes")["phones"]
     assert phones["names"] == ["a", "b"] and 0 <= phones["targets"]["pnmi"] <= 1
     kept = found(out, "stability")["kept_by_snr"]
-    assert 0 <= kept[0] <= kept[-1] <= 1
+    assert 0 <= kept[0] <= kept[-1] <= 1 and 0 <= found(out, "stability")["kept_as_mixed"] <= 1
+    probes = found(out, "probes")
+    assert probes["phones"]["classes"] == 2 and probes["phones"]["held_back_by"] == "utterances"
+    assert len(probes["phones"]["layers"]["learnt"]) == len(probes["phones"]["layers"]["untrained"]) == layers
+    assert "1 classes in 4 utterances" in probes["label"]["not_probed"]
     hessian, gauss_newton = (found(out, "curvature")[name]["largest"] for name in ("hessian", "gauss_newton"))
     assert hessian == sorted(hessian, reverse=True) and min(gauss_newton) > -1e-4
     assert main(words) == 0
@@ -104,7 +108,11 @@ def test_an_interrupted_call_goes_on(run: Path, tmp_path: Path, monkeypatch: pyt
     "more, hint",
     [
         (["path"], "--against"),
-        (["nonsense"], "invalid choice"),
+        (["nonsense"], "want all, attention, codes"),
+        (["trainer.device=cpu"], "want what to analyse before the settings"),
+        (["codes", "optim.lr=1"], "optim.lr has no effect here"),
+        (["probes"], "none of speaker, label, phones"),
+        (["probes", "--labels", "digit"], "--labels digit: the line of"),
         (["attention", "--against", "{other}"], "--against"),
     ],
 )
@@ -113,7 +121,9 @@ def test_mistakes_are_one_line(more: list[str], hint: str, corpus: Corpus, tmp_p
     save(tmp_path / "model", *init(key(0), cfg), cfg)
     save(tmp_path / "other", *init(key(0), wider), wider)
     words = [word.format(other=tmp_path / "other") for word in more]
-    code = main(["analyse", str(tmp_path / "model"), *words, "--data", corpus.valid, "--out", str(tmp_path / "out")])
+    code = main(
+        ["analyse", str(tmp_path / "model"), *words, f"data.valid={corpus.valid}", "--out", str(tmp_path / "out")]
+    )
     told = capsys.readouterr().err.strip().splitlines()
     assert code == 2 and len(told) == 1 and hint in told[0]
     assert not (tmp_path / "out").exists()
@@ -127,8 +137,8 @@ def test_all_leaves_out_what_is_not_possible(
     save(tmp_path / "model", *init(key(0), cfg), cfg)
     few = {name: module.ANALYSES[name] for name in ("attention", "path", "stability")}
     monkeypatch.setattr(module, "ANALYSES", few)
-    words = ["analyse", str(tmp_path / "model"), "all", "--data", corpus.valid, "--out", str(tmp_path / "out")]
-    assert main([*words, "--batches", "1", "--max-batch-size", "1"]) == 0
+    words = ["analyse", str(tmp_path / "model"), "all", f"data.valid={corpus.valid}", "--out", str(tmp_path / "out")]
+    assert main([*words, "--batches", "1", "data.max_batch_size=1"]) == 0
     told = capsys.readouterr().out
     assert "left out attention" in told and "left out path" in told
     assert (tmp_path / "out" / "stability.json").is_file()
@@ -138,7 +148,7 @@ def test_a_model_without_manifests_wants_some(tmp_path: Path, capsys: Captured) 
     cfg = Config.preset("tiny", SMALL)
     save(tmp_path / "model", *init(key(0), cfg), cfg)
     assert main(["analyse", str(tmp_path / "model"), "codes", "--out", str(tmp_path / "out")]) == 2
-    assert "--data" in capsys.readouterr().err
+    assert "data.valid=FILE" in capsys.readouterr().err
 
 
 def test_numbers_that_are_not_finite_are_null() -> None:

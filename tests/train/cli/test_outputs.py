@@ -51,7 +51,7 @@ WRITERS = {
     "export for transformers": Writer("export {model} {out} --format hf", True),
     "extract": Writer("extract {model} {valid} --out {out}", True),
     "tokenize": Writer("tokenize {model} {valid} --out {out}", True),
-    "analyse": Writer("analyse {model} stability --data {valid} --out {out}", True),
+    "analyse": Writer("analyse {model} stability data.valid={valid} --out {out}", True),
     "finetune-ctc": Writer(
         "finetune-ctc {model} data.train={text} data.valid={text} trainer.max_steps=1 --tokens characters --out {out}",
         True,

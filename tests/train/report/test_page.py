@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 import shutil
 import sys
@@ -89,6 +90,31 @@ def test_a_finished_run(run: Path, tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     again, _ = report(tmp_path / "b.html", run, "--analyses", tmp_path / "probe.json")
     assert again == text
+
+
+def test_what_was_found_inside_is_drawn(run: Path, tmp_path: Path) -> None:
+    """Probes and CKA by layer, and the noise floor beside the accuracy with what it bounds."""
+    pytest.importorskip("matplotlib")
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    probe = {"classes": 2, "of": "frames", "fitted_on": 30, "held_back": 10, "held_back_by": "speakers",
+             "commonest": 0.5, "log_mel": 0.6, "layers": {"learnt": [0.7, 0.8], "untrained": [0.6, 0.55]}}  # fmt: skip
+    for name, content in {
+        "stability": {"kept_as_mixed": 0.625, "snr_db": [0.0, 20.0, 40.0], "kept_by_snr": [0.25, 0.875, 1.0]},
+        "probes": {"phones": probe, "label": {"not_probed": "1 classes"}},
+        "representations": {"cka": [[1.0, 0.5], [0.5, 1.0]], "cka_with": "itself", "frames": 80},
+    }.items():
+        (inside / f"{name}.json").write_text(json.dumps({"about": "words", **content}))
+    for name in ("probes_phones", "representations_cka", "other"):
+        (inside / f"{name}.png").write_bytes(b"PNG")
+    text, page = report(tmp_path / "a.html", run, "--utterances", "0", "--analyses", inside)
+    assert "gets 62.5% of the targets right under the noise of validation, 25.0% at 0 dB, 87.5% at 20 dB: a" in text
+    assert ">noise floor<" in text and "linear probe for phones: accuracy" in text and "untrained" in text
+    assert "fitted on 30 frames, right on so many of 10 held back, of other speakers" in text
+    assert "likeness of layers" in text and "<h2>Layers</h2>" in text
+    assert page.kinds.count("img") == 1  # the pictures that the page does not draw itself
+    plain, _ = report(tmp_path / "b.html", run, "--utterances", "0")
+    assert "noise floor" not in plain and "<h2>Layers</h2>" not in plain
 
 
 def test_two_runs_one_not_finite(run: Path, corpus: Corpus, tmp_path: Path) -> None:
