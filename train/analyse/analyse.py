@@ -108,6 +108,8 @@ def _obstacle(name: str, subject: Subject) -> str | None:
         return "local attention has no weight for every two frames; its window bounds the span."
     if name == "path" and subject.against is None and not subject.earlier:
         return "there is no other model; name one with --against, or give a run with more checkpoints."
+    if name in ("probes", "representations") and subject.model.cfg.encoder.reduction is not None:
+        return "the layers have lengths of their own (encoder.reduction), so that their frames do not pair."
     if name == "probes":
         return probes_obstacle(subject)
     if name == "path" and subject.against is not None:

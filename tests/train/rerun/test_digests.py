@@ -111,6 +111,10 @@ def test_records_are_written_and_cut(tmp_path: Path) -> None:
     assert list(read_digests(path)) == [(1, first), (2, more), (3, first)]
     cut_digests(path, 2)
     assert list(read_digests(path)) == [(1, first), (2, more)]
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"step": 3, "dig')  # torn by a kill
+    cut_digests(path, 2)
+    assert path.read_bytes() == whole
     cut_digests(path, 0)
     assert path.read_bytes() == b""
 

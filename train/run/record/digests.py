@@ -71,9 +71,9 @@ def read_digests(path: Path) -> Iterator[tuple[int, Digests]]:
 
 
 def cut_digests(path: Path, step: int) -> None:
-    """Drop the records after ``step``: a run that goes on from there writes them again."""
-    end = next((start for start, line in _lines(path) if line["step"] > step), None)
-    if end is not None:
+    """Drop what comes after the last record of ``step`` or before: a run that goes on from there writes it again."""
+    if path.is_file():
+        end = max((end for end, line in _lines(path) if line["step"] <= step), default=0)
         with open(path, "r+b") as file:
             file.truncate(end)
 
@@ -100,16 +100,16 @@ def _first_names(path: Path) -> list[str] | None:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Each line that holds a record, and where it starts in the file."""
+    """Each line that holds a record, and where it ends in the file."""
     if not path.is_file():
         return
     with open(path, "rb") as file:
-        start = 0
+        end = 0
         for raw in file:
+            end += len(raw)
             try:
                 line = json.loads(raw)
             except (ValueError, RecursionError):
                 line = None
-            if isinstance(line, dict) and isinstance(line.get("step"), int):
-                yield start, line
-            start += len(raw)
+            if isinstance(line, dict) and isinstance(line.get("step"), int) and raw.endswith(b"\n"):
+                yield end, line
