@@ -63,7 +63,8 @@ def analyse_probes(subject: Subject) -> Result:
     made = {name: _layers(subject, model) for name, model in models.items()}
     mel = {frames: _log_mel(subject, made["learnt"], frames) for frames in (False, True)}
     summary: dict[str, Any] = {}
-    arrays, pictures = {}, []
+    arrays: dict[str, Tensor] = {}
+    pictures: list[Picture] = []
     for key in labels_of(subject):
         task = _task(subject, key, made["learnt"])
         if isinstance(task, str):
