@@ -92,6 +92,8 @@ def _fetched(source: Remote, path: Path) -> BinaryIO:
     with alone(path):
         if (held := hold(path)) is not None:
             return held
+        for left in path.parent.glob(f".{path.name}.*.tmp*"):  # by one who was killed, for we are alone
+            left.unlink(missing_ok=True)
         with atomic_write(path, 0, replaces=anything) as temporary:
             try:
                 system.get_file(place, str(temporary))
