@@ -71,9 +71,10 @@ def _probe(label: str, found: dict[str, Any]) -> str:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
         drawn = to_svg(figure, f"accuracy of a linear probe for {label} by layer")
+    others = "" if found["held_back_by"] == found["of"] else f", of other {found['held_back_by']}"
     return page.figure(
-        drawn, f"{found['classes']} classes; fitted on {found['fitted_on']:,} {found['of']}, right on so many of "
-        f"{found['held_back']:,} held back, of other {found['held_back_by']}.",
+        drawn, f"{found['classes']} classes; fitted on {found['fitted_on']:,} {found['of']}, scored on "
+        f"{found['held_back']:,} held back{others}.",
     )  # fmt: skip
 
 

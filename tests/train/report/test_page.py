@@ -110,7 +110,7 @@ def test_what_was_found_inside_is_drawn(run: Path, tmp_path: Path) -> None:
     text, page = report(tmp_path / "a.html", run, "--utterances", "0", "--analyses", inside)
     assert "gets 62.5% of the targets right under the noise of validation, 25.0% at 0 dB, 87.5% at 20 dB: a" in text
     assert ">noise floor<" in text and "linear probe for phones: accuracy" in text and "untrained" in text
-    assert "fitted on 30 frames, right on so many of 10 held back, of other speakers" in text
+    assert "fitted on 30 frames, scored on 10 held back, of other speakers" in text
     assert "likeness of layers" in text and "<h2>Layers</h2>" in text
     assert page.kinds.count("img") == 1  # the pictures that the page does not draw itself
     plain, _ = report(tmp_path / "b.html", run, "--utterances", "0")
