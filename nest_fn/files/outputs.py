@@ -111,12 +111,13 @@ def begin(place: Place, files: Iterable[str] | None = None) -> None:
         raise
 
 
-def abandon(place: Place) -> None:
-    """Remove a folder that ``begin`` made if it holds nothing but its mark, after work that failed."""
+def abandon(place: Place, made: bool) -> None:
+    """Remove the mark that ``begin`` wrote and the folder, if it ``made`` it, after work without a file."""
     with suppress(OSError):
         if not place.begun and os.listdir(place.path) == [MARK]:
             place.mark.unlink()
-            place.path.rmdir()
+            if made:
+                place.path.rmdir()
 
 
 def finish(place: Place, files: Iterable[str]) -> None:

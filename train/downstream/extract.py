@@ -148,7 +148,7 @@ def _write_all(
     origin |= window_settings(model.cfg, dataset)
     place = claim(out, origin, folder=True, inputs=dataset.manifest.files, overwrite=overwrite)
     job.ranks.any(False)  # every rank has judged the folder as it was
-    names = _names(dataset, form)
+    names, existed = _names(dataset, form), out.exists()
     if job.ranks.is_main:
         begin(place, [*names, INDEX])
     job.ranks.any(False)
@@ -160,7 +160,7 @@ def _write_all(
             yield names[index]
     except Exception:
         if job.ranks.is_single:
-            abandon(place)
+            abandon(place, made=not existed)
         raise
     if not job.ranks.any(job.stopped()) and job.ranks.is_main:
         _write_index(dataset, out, names)

@@ -152,6 +152,9 @@ def test_a_manifest_that_nobody_wrote_is_not_named(model: str, sounds: Path, tmp
         assert main(["extract", model, str(source), "--out", str(tmp_path / "out")]) == 3
         assert capsys.readouterr().err.startswith(f"error: {sounds / 'slow.wav'}: the header says 900 Hz")
         assert not (tmp_path / "out").exists()
+    (tmp_path / "mine").mkdir()
+    assert main(["extract", model, str(sounds), "--out", str(tmp_path / "mine")]) == 3
+    assert not list((tmp_path / "mine").iterdir())  # a folder that was there stays
 
 
 def test_audio_files_without_names(tmp_path: Path) -> None:
