@@ -104,7 +104,7 @@ def test_a_trained_model_knows_the_pitch_better(tmp_path: Path) -> None:
     features, train = example("features"), example("train_from_python")
     untrained = features.main(str(tmp_path / "untrained"))
     assert (tmp_path / "untrained").is_dir() and features.main(str(tmp_path / "untrained")) == untrained
-    _, ts, cfg = train.train(100)
+    _, ts, cfg = train.train(200)
     train.save(tmp_path / "trained", ts.params, ts.state, cfg)
     trained = features.main(str(tmp_path / "trained"))
     assert trained["log-mel"] == untrained["log-mel"]
