@@ -33,6 +33,24 @@ def output_gradients(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def queries_and_gradients(  # type: ignore[no-untyped-def]
+    query, content_bias, position_bias, grad, usable, norm, shared_out, norms, first, frames, head, heads,
+    BLOCK: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, KIND: tl.constexpr,
+):  # fmt: skip
+    """A block of queries as ``queries`` makes it, its outputs' gradients, and its norms and g . output ``[BLOCK]``.
+
+    ``norms`` is where those of this row and head begin.
+    """
+    content, position = queries(
+        query, content_bias, position_bias, first, frames, head, heads, BLOCK, WIDTH, TILE, KIND
+    )
+    of = output_gradients(grad, usable, first, frames, head, heads, BLOCK, WIDTH, TILE).to(KIND)
+    at = first + tl.arange(0, BLOCK)
+    log_norm = tl.load(norm + norms + at, mask=at < frames, other=float("inf"))
+    return content, position, of, log_norm, tl.load(shared_out + norms + at, mask=at < frames, other=0.0)
+
+
+@triton.jit
 def score_gradients(  # type: ignore[no-untyped-def]
     content, position, of, log_norm, shared, keys, values, low, high, usable, kept, base, first, begin, zero, frames,
     scale, masked, raised, BLOCK: tl.constexpr, DROPS: tl.constexpr, PRECISION: tl.constexpr,
@@ -118,17 +136,13 @@ def key_kernel(  # type: ignore[no-untyped-def]
     of_values = tl.zeros((BLOCK, TILE), tl.float32)
     last = 2 * frames - 1
     for first in range(0, frames, BLOCK):
-        content, position = queries(
-            query + whole, content_bias, position_bias, first, frames, head, heads, BLOCK, WIDTH, TILE, KIND
-        )
+        content, position, of, log_norm, shared = queries_and_gradients(
+            query + whole, content_bias, position_bias, grad + whole, usable, norm, shared_out,
+            pair.to(tl.int64) * frames, first, frames, head, heads, BLOCK, WIDTH, TILE, KIND,
+        )  # fmt: skip
         start = frames - first - BLOCK + begin
         low = rows_of_head(relative, start, last, head, heads, BLOCK, WIDTH, TILE).to(KIND)
         high = rows_of_head(relative, start + BLOCK, last, head, heads, BLOCK, WIDTH, TILE).to(KIND)
-        of = output_gradients(grad + whole, usable, first, frames, head, heads, BLOCK, WIDTH, TILE).to(KIND)
-        at = first + tl.arange(0, BLOCK)
-        norms = pair.to(tl.int64) * frames + at
-        log_norm = tl.load(norm + norms, mask=at < frames, other=float("inf"))
-        shared = tl.load(shared_out + norms, mask=at < frames, other=0.0)
         dropped, to_score = score_gradients(
             content, position, of, log_norm, shared, keys, values, low, high, usable, kept, base, first, begin,
             first >> 30, frames, scale, masked, raised, BLOCK, DROPS, PRECISION,
@@ -160,16 +174,12 @@ def position_kernel(  # type: ignore[no-untyped-def]
         whole = row.to(tl.int64) * frames * heads * WIDTH
         base = row.to(tl.int64) * row_bits + head.to(tl.int64) * frames * frames
         usable = valid + row.to(tl.int64) * frames
-        content, position = queries(
-            query + whole, content_bias, position_bias, first, frames, head, heads, BLOCK, WIDTH, TILE, KIND
-        )
+        content, position, of, log_norm, shared = queries_and_gradients(
+            query + whole, content_bias, position_bias, grad + whole, usable, norm, shared_out,
+            (row * heads + head).to(tl.int64) * frames, first, frames, head, heads, BLOCK, WIDTH, TILE, KIND,
+        )  # fmt: skip
         keys = rows_of_head(key + whole, begin, frames, head, heads, BLOCK, WIDTH, TILE).to(KIND)
         values = rows_of_head(value + whole, begin, frames, head, heads, BLOCK, WIDTH, TILE).to(KIND)
-        of = output_gradients(grad + whole, usable, first, frames, head, heads, BLOCK, WIDTH, TILE).to(KIND)
-        at = first + tl.arange(0, BLOCK)
-        norms = (row * heads + head).to(tl.int64) * frames + at
-        log_norm = tl.load(norm + norms, mask=at < frames, other=float("inf"))
-        shared = tl.load(shared_out + norms, mask=at < frames, other=0.0)
         _, to_score = score_gradients(
             content, position, of, log_norm, shared, keys, values, low, high, usable, kept, base, first, begin,
             turn >> 30, frames, scale, masked, raised, BLOCK, DROPS, PRECISION,
